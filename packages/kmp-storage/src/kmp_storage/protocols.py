@@ -1,0 +1,257 @@
+"""The capabilities of this package: what a service may ask for, whatever technology answers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
+from typing import Any, Literal, Protocol, TypeVar
+
+from kmp_core.capability import capability
+from kmp_core.deadlines import Timeout
+from kmp_core.resource import Resource
+from kmp_storage.models import Edge, Measurement, Node
+from kmp_storage.values import BucketEntry, CacheStatistics, Lease, Path, Row
+
+__all__ = ["Aggregation", "Bucket", "Cache", "GraphStore", "TimeSeriesStore"]
+
+M = TypeVar("M", bound=Measurement)
+N = TypeVar("N", bound=Node)
+V = TypeVar("V")
+
+Aggregation = Literal["count", "sum", "mean", "min", "max", "first", "last", "stddev"]
+
+
+@capability("storage.timeseries", default="sqlite:")
+class TimeSeriesStore(Resource, Protocol):
+    """Keep measurements and ask about them over time.
+
+    `append` is all or nothing. Where the measurement declares `unique`, the same row again is ignored and not
+    counted, and the same key with other values raises `Conflict`. A wrong value raises `InvalidInput` with the row's
+    position and the field.
+    """
+
+    @abstractmethod
+    async def append(self, *measurements: Measurement, timeout: Timeout = None) -> int:
+        """Store them all or none, and return how many were new. They may be of several series."""
+
+    @abstractmethod
+    async def append_all(self, measurements: Iterable[M] | AsyncIterable[M], *, timeout: Timeout = None) -> int:
+        """Store a stream of one series with flat memory, all or nothing, and return how many were new.
+
+        `timeout` bounds each chunk.
+        """
+
+    @abstractmethod
+    def read(
+        self,
+        series: type[M],
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        where: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        timeout: Timeout = None,
+    ) -> AsyncIterator[M]:
+        """Iterate in the order of time over `start <= time < end`, tags equal to `where`, with flat memory."""
+
+    @abstractmethod
+    async def aggregate(
+        self,
+        series: type[Measurement],
+        *,
+        values: Mapping[str, Aggregation | Sequence[Aggregation]],
+        every: str | timedelta | None = None,
+        by: Sequence[str] = (),
+        start: datetime | None = None,
+        end: datetime | None = None,
+        where: Mapping[str, Any] | None = None,
+        zone: str = "UTC",
+        timeout: Timeout = None,
+    ) -> list[Row]:
+        """Summarise per bucket of time (`every`: `"1h"`, `"1d"`, `"1month"`; None: one bucket) and per tag in `by`.
+
+        Buckets begin at whole units of the IANA zone's local time. Missing values are left out, as SQL does.
+        """
+
+    @abstractmethod
+    async def latest(
+        self,
+        series: type[M],
+        *,
+        by: Sequence[str] = (),
+        where: Mapping[str, Any] | None = None,
+        timeout: Timeout = None,
+    ) -> list[M]:
+        """The newest measurement of each combination of the tags in `by` (of the series where `by` is empty)."""
+
+    @abstractmethod
+    async def erase(self, series: type[Measurement], *, where: Mapping[str, Any], timeout: Timeout = None) -> int:
+        """Delete what has these tags, for a person's right to be forgotten, and return how many rows went."""
+
+
+@capability("storage.graph", default="sqlite:")
+class GraphStore(Resource, Protocol):
+    """Keep things and how they are connected, and ask how one leads to another."""
+
+    @abstractmethod
+    async def merge(self, *items: Node | Edge, timeout: Timeout = None) -> int:
+        """Create or update, all or nothing; return how many were new or changed.
+
+        A node is known by its class and key, an edge by its class and its two ends. An end that does not exist yet
+        becomes a node without details.
+        """
+
+    @abstractmethod
+    async def merge_all(
+        self, items: Iterable[Node | Edge] | AsyncIterable[Node | Edge], *, timeout: Timeout = None
+    ) -> int:
+        """Merge a stream in chunks with flat memory; `timeout` bounds each chunk, and each chunk is all or nothing."""
+
+    @abstractmethod
+    async def get(self, node: type[N], key: str, *, timeout: Timeout = None) -> N | None:
+        """The node, or None; a node without details has only its key and its defaults."""
+
+    @abstractmethod
+    async def delete(self, node: type[Node], key: str, *, timeout: Timeout = None) -> bool:
+        """Remove a node and its edges; False where there was none."""
+
+    @abstractmethod
+    async def neighbours(
+        self,
+        node: Node,
+        *,
+        via: type[Edge] | Sequence[type[Edge]],
+        depth: int = 1,
+        direction: Literal["out", "in", "both"] = "out",
+        limit: int | None = None,
+        timeout: Timeout = None,
+    ) -> list[Node]:
+        """The nodes within `depth` steps, nearest first, without the start."""
+
+    @abstractmethod
+    async def edges(self, edge: type[Edge], *, limit: int | None = None, timeout: Timeout = None) -> list[Edge]:
+        """All edges of a class, in the order of their ends."""
+
+    @abstractmethod
+    async def paths(
+        self,
+        start: Node,
+        end: Node,
+        *,
+        via: type[Edge] | Sequence[type[Edge]],
+        direction: Literal["out", "in", "both"] = "out",
+        depth: int = 8,
+        limit: int = 1,
+        timeout: Timeout = None,
+    ) -> list[Path]:
+        """Shortest ways first, at most `limit` and none longer than `depth` steps; empty where there is no way."""
+
+
+@capability("storage.cache", default="sqlite:")
+class Cache(Resource, Protocol):
+    """Remember what was costly to find out, for a while.
+
+    Values are `bytes` here; `TypedCache` (`kmp_storage.cache.of(cache, Model, prefix=…, ttl=…)`) is the typed view.
+    """
+
+    @abstractmethod
+    async def get(self, key: str, *, timeout: Timeout = None) -> bytes | None:
+        """The value, or None when there is none or its time is over."""
+
+    @abstractmethod
+    async def set(
+        self, key: str, value: bytes, *, ttl: Timeout = None, if_absent: bool = False, timeout: Timeout = None
+    ) -> bool:
+        """Store a value for `ttl` (for ever where None); with `if_absent`, False where there was one."""
+
+    @abstractmethod
+    async def delete(self, *keys: str, timeout: Timeout = None) -> int:
+        """Forget them, and return how many there were."""
+
+    @abstractmethod
+    async def get_or_load(
+        self,
+        key: str,
+        load: Callable[[], Awaitable[bytes | None]],
+        *,
+        ttl: Timeout,
+        negative_ttl: Timeout = None,
+        timeout: Timeout = None,
+    ) -> bytes | None:
+        """The value, loaded once where it is missing: one load at a time per key over all processes.
+
+        Shortly before its time is over one caller refreshes it while the others get the old value. `negative_ttl`
+        remembers for that long that the loader found nothing.
+        """
+
+    @abstractmethod
+    async def increment(self, key: str, by: int = 1, *, ttl: Timeout = None, timeout: Timeout = None) -> int:
+        """Add to a counter atomically and return its new value; `ttl` starts with the counter."""
+
+    @abstractmethod
+    def lock(
+        self, name: str, *, ttl: Timeout = "10s", wait: Timeout = None, timeout: Timeout = None
+    ) -> AbstractAsyncContextManager[Lease]:
+        """Hold a lock over all processes, renewed while held; for efficiency, not for correctness.
+
+        Waits at most `wait`, then raises `DeadlineExceeded`. `lease.token` grows with every holder, so that a store
+        can refuse a holder whose time is over (fencing).
+        """
+
+    @abstractmethod
+    async def statistics(self) -> CacheStatistics:
+        """Hits and misses since this process opened the cache, and bytes in use."""
+
+
+@capability("storage.bucket", default="file:")
+class Bucket(Resource, Protocol):
+    """Keep whole objects under keys such as `reports/2013/january.html`."""
+
+    @abstractmethod
+    async def put(
+        self,
+        key: str,
+        content: bytes | AsyncIterable[bytes],
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_absent: bool = False,
+        if_match: str | None = None,
+        timeout: Timeout = None,
+    ) -> BucketEntry:
+        """Store the whole object or nothing, durably, with flat memory.
+
+        `if_absent` and `if_match` (an entry's `etag`) raise `Conflict` where the condition does not hold.
+        """
+
+    @abstractmethod
+    async def get(self, key: str, *, timeout: Timeout = None) -> bytes:
+        """The whole content, its checksum verified. Raises `NotFound`, or `Corrupt` where the content was damaged."""
+
+    @abstractmethod
+    def stream(self, key: str, *, chunk: int = 1 << 20, timeout: Timeout = None) -> AsyncIterator[bytes]:
+        """The content in chunks, with flat memory; the checksum is verified at the end."""
+
+    @abstractmethod
+    async def head(self, key: str, *, timeout: Timeout = None) -> BucketEntry | None:
+        """Size, checksum, type and metadata without the content, or None."""
+
+    @abstractmethod
+    def list(
+        self, prefix: str = "", *, limit: int | None = None, timeout: Timeout = None
+    ) -> AsyncIterator[BucketEntry]:
+        """Entries whose key begins with `prefix`, in the order of their keys' bytes."""
+
+    @abstractmethod
+    async def delete(self, key: str, *, timeout: Timeout = None) -> bool:
+        """Remove it; False where there was none."""
+
+    @abstractmethod
+    async def copy(self, source: str, target: str, *, timeout: Timeout = None) -> BucketEntry:
+        """Copy within the bucket, metadata included. Raises `NotFound`."""
+
+    @abstractmethod
+    async def sign(self, key: str, *, expires: Timeout, method: Literal["GET", "PUT"] = "GET") -> str:
+        """A URL that lets its bearer get or put this one object until it expires. Raises `Unsupported` where not had."""
