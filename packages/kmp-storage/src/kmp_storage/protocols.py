@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 from kmp_core.capability import capability
 from kmp_core.deadlines import Timeout
@@ -14,11 +14,18 @@ from kmp_core.resource import Resource
 from kmp_storage.models import Edge, Measurement, Node
 from kmp_storage.values import BucketEntry, CacheStatistics, Lease, Path, Row
 
-__all__ = ["Aggregation", "Bucket", "Cache", "GraphStore", "TimeSeriesStore"]
+__all__ = ["Aggregation", "Bucket", "Cache", "Direction", "GraphStore", "TimeSeriesStore", "Via"]
 
 M = TypeVar("M", bound=Measurement)
 N = TypeVar("N", bound=Node)
+E = TypeVar("E", bound=Edge)
 V = TypeVar("V")
+
+Direction = Literal["out", "in", "both"]
+"""Which way edges are walked."""
+
+Via = type[Edge] | Sequence[type[Edge]]
+"""The classes of edges that a walk may take."""
 
 Aggregation = Literal["count", "sum", "mean", "min", "max", "first", "last", "stddev"]
 
@@ -100,7 +107,8 @@ class GraphStore(Resource, Protocol):
         """Create or update, all or nothing; return how many were new or changed.
 
         A node is known by its class and key, an edge by its class and its two ends. An end that does not exist yet
-        becomes a node without details.
+        becomes a node without details. Only fields that were passed are changed, so what is known already is not
+        wiped by a default.
         """
 
     @abstractmethod
@@ -117,21 +125,51 @@ class GraphStore(Resource, Protocol):
     async def delete(self, node: type[Node], key: str, *, timeout: Timeout = None) -> bool:
         """Remove a node and its edges; False where there was none."""
 
+    @overload
+    async def neighbours(
+        self,
+        node: Node,
+        *,
+        via: Via,
+        only: type[N],
+        depth: int = 1,
+        direction: Direction = "out",
+        limit: int | None = None,
+        timeout: Timeout = None,
+    ) -> list[N]: ...
+
+    @overload
+    async def neighbours(
+        self,
+        node: Node,
+        *,
+        via: Via,
+        only: None = None,
+        depth: int = 1,
+        direction: Direction = "out",
+        limit: int | None = None,
+        timeout: Timeout = None,
+    ) -> list[Node]: ...
+
     @abstractmethod
     async def neighbours(
         self,
         node: Node,
         *,
-        via: type[Edge] | Sequence[type[Edge]],
+        via: Via,
+        only: type[N] | None = None,
         depth: int = 1,
-        direction: Literal["out", "in", "both"] = "out",
+        direction: Direction = "out",
         limit: int | None = None,
         timeout: Timeout = None,
-    ) -> list[Node]:
-        """The nodes within `depth` steps, nearest first, without the start."""
+    ) -> list[N] | list[Node]:
+        """The nodes within `depth` steps, nearest first and by key among equals, without the start.
+
+        `only` leaves the other classes out of the result (not out of the way), and gives the result its type.
+        """
 
     @abstractmethod
-    async def edges(self, edge: type[Edge], *, limit: int | None = None, timeout: Timeout = None) -> list[Edge]:
+    async def edges(self, edge: type[E], *, limit: int | None = None, timeout: Timeout = None) -> list[E]:
         """All edges of a class, in the order of their ends."""
 
     @abstractmethod
@@ -140,13 +178,16 @@ class GraphStore(Resource, Protocol):
         start: Node,
         end: Node,
         *,
-        via: type[Edge] | Sequence[type[Edge]],
-        direction: Literal["out", "in", "both"] = "out",
+        via: Via,
+        direction: Direction = "out",
         depth: int = 8,
         limit: int = 1,
         timeout: Timeout = None,
     ) -> list[Path]:
-        """Shortest ways first, at most `limit` and none longer than `depth` steps; empty where there is no way."""
+        """Shortest ways first, at most `limit` and none longer than `depth` steps; empty where there is no way.
+
+        No way visits a node twice; the way from a node to itself has no step.
+        """
 
 
 @capability("storage.cache", default="sqlite:")
@@ -254,4 +295,7 @@ class Bucket(Resource, Protocol):
 
     @abstractmethod
     async def sign(self, key: str, *, expires: Timeout, method: Literal["GET", "PUT"] = "GET") -> str:
-        """A URL that lets its bearer get or put this one object until it expires. Raises `Unsupported` where not had."""
+        """A URL that lets its bearer get or put this one object until it expires.
+
+        Raises `Unsupported` where the provider has no such URLs.
+        """

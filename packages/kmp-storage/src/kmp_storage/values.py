@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from kmp_storage.models import Edge, Node
+from kmp_storage.models import Edge, Node, key_of
 
 __all__ = ["BucketEntry", "CacheStatistics", "Lease", "Path", "Row"]
 
@@ -35,6 +35,11 @@ class Path:
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the nodes along the way."""
+        return tuple(key_of(node) for node in self.nodes)
 
     def __len__(self) -> int:
         """The number of steps."""
