@@ -38,11 +38,13 @@ class EventBus(Resource, Protocol):
         """Publish a long iterable in batches with flat memory and return how many; `timeout` bounds each batch."""
 
     @overload
+    @abstractmethod
     def subscribe(
         self, event: type[E], handler: Handler[E], *, group: str, retries: int = 5, concurrency: int = 16
     ) -> Subscription: ...
 
     @overload
+    @abstractmethod
     def subscribe(
         self, event: type[E], handler: None = None, *, group: str, retries: int = 5, concurrency: int = 16
     ) -> Callable[[Handler[E]], Handler[E]]: ...
