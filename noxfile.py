@@ -1,0 +1,137 @@
+"""Every check of this repository, by the name a newcomer expects. `python3 dev.py` lists them and runs one.
+
+Sessions run in the environment that `dev.py` made; `wheels` and `minimum` make one of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PACKAGES = sorted(file.parent for file in ROOT.glob("packages/*/pyproject.toml"))
+EXAMPLES = sorted(file.parent for file in ROOT.glob("examples/*/pyproject.toml"))
+SOURCES = ["packages", "examples", "benchmarks", "docs/conf.py", "docs/generate.py", "noxfile.py", "dev.py"]
+
+nox.options.default_venv_backend = "none"
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["tests", "lint", "types", "layers", "docs"]
+
+
+def python(session: nox.Session, *arguments: str | Path, **options: str) -> None:
+    """Run Python with these arguments in the session's environment."""
+    session.run("python" if session.virtualenv.bin_paths else sys.executable, *map(str, arguments), env=options)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Watch three services exchange a year of flights: `dev.py demo --limit 20000` for a quick look."""
+    # Ctrl-C belongs to the demo: it ends its services, and prints what was done so far, before nox loses patience.
+    session.run(
+        sys.executable, "-m", "skyline", *session.posargs, env={"PYTHONPATH": "examples"},
+        interrupt_timeout=60, terminate_timeout=10,
+    )  # fmt: skip
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, and show which lines they reached."""
+    python(session, "-m", "coverage", "erase")
+    try:
+        python(session, "-m", "coverage", "run", "-m", "pytest", *session.posargs)
+    finally:
+        session.run(sys.executable, "-m", "coverage", "combine", "--quiet", success_codes=[0, 1], silent=True)
+        session.run(sys.executable, "-m", "coverage", "report", success_codes=[0, 1, 2])
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting, forbidden text and the pre-commit configuration."""
+    python(session, "-m", "ruff", "check", ".")
+    python(session, "-m", "ruff", "format", "--check", ".")
+    python(session, "-m", "pre_commit", "validate-config", ".pre-commit-config.yaml")
+    python(session, ".ci/forbidden.py")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with both checkers, as strictly as users' own code must pass."""
+    python(session, "-m", "mypy", *SOURCES)
+    python(session, "-m", "pyright", "--warnings", "--pythonpath", sys.executable)
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Check that siblings import the core alone, and that the core loads no driver."""
+    # The command, not `-m`: the package has no __main__.
+    session.run(str(Path(sys.executable).with_name("lint-imports")))
+    python(session, ".ci/import_weight.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into `site/`; a warning is an error."""
+    python(session, "docs/generate.py", "--check")
+    python(session, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "docs", "site")
+    session.log(f"open {ROOT / 'site' / 'index.html'}")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run every benchmark, or the ones named: rates, and ratios to the bare library."""
+    scripts = [Path("benchmarks") / f"{name}.py" for name in session.posargs] or sorted(Path("benchmarks").glob("*.py"))
+    for script in scripts:
+        python(session, script)
+
+
+@nox.session(venv_backend="virtualenv", reuse_venv=False)
+def wheels(session: nox.Session) -> None:
+    """Build every distribution, install the wheels where no sources are, and run the tests against them."""
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for package in [*PACKAGES, *EXAMPLES]:
+        # The wheel is built from the source distribution, so both are known to work.
+        session.run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(dist), str(package),
+                    external=True, silent=True)  # fmt: skip
+    session.run(sys.executable, ".ci/distributions.py", str(dist), external=True)
+    session.install("--quiet", "--require-hashes", "-r", "requirements/development.txt")
+    session.install("--quiet", "--no-deps", "--no-index", *map(str, sorted(dist.glob("*.whl"))))
+    run_away_from_the_sources(session)
+
+
+@nox.session(venv_backend="virtualenv", reuse_venv=False)
+def minimum(session: nox.Session) -> None:
+    """Run the tests with the lowest version allowed of everything that the packages depend on."""
+    session.install("--quiet", "--require-hashes", "-r", "requirements/minimum.txt")
+    session.install("--quiet", "--no-deps", "--no-build-isolation", *editable())
+    python(session, "-m", "pip", "check")
+    python(session, "-m", "pytest", *session.posargs)
+
+
+def editable() -> list[str]:
+    """The arguments that install every distribution of this clone in place."""
+    return [word for package in [*PACKAGES, *EXAMPLES] for word in ("-e", str(package))]
+
+
+def run_away_from_the_sources(session: nox.Session) -> None:
+    """Run the tests in a copy of everything but the packages, so that only what is installed can be imported."""
+    copy = Path(session.create_tmp()) / "away"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(ROOT, copy, ignore=not_the_sources)
+    with session.chdir(copy):
+        python(session, "-m", "pip", "check")
+        python(session, "-m", "pytest", *session.posargs)
+
+
+def not_the_sources(directory: str, names: list[str]) -> set[str]:
+    """What a copy leaves out: sources, environments, caches and the repository itself."""
+    hidden = {name for name in names if name.startswith(".") and name not in {".ci", ".gitignore"}}
+    here = {"packages", "dist", "site", "node_modules"} if Path(directory) == ROOT else set()
+    return hidden | here | {"__pycache__"}
+
+
+os.environ.setdefault("PYTHONUNBUFFERED", "1")
