@@ -61,7 +61,7 @@ class Settings(BaseSettings):
         cls.model_config["env_prefix"] = "_".join(("KMP", *cls.__kmp_path__, "")).upper()
 
     def __init__(self, **arguments: Any) -> None:
-        from kmp_core.settings_faults import misspelt_variables, validation_faults
+        from kmp_core.settings_faults import validation_faults
 
         sources = current_sources()
         faults = list(sources.faults)
@@ -70,7 +70,7 @@ class Settings(BaseSettings):
                 super().__init__(**arguments)
             except ValidationError as error:
                 faults += validation_faults(type(self), error, sources, arguments)
-        faults += misspelt_variables(sources, type(self))
+        faults += _misspelt(sources, type(self))
         # Raised outside the handler: as its context, pydantic's error would carry every input along.
         if faults:
             raise ConfigurationError(*faults)
@@ -138,6 +138,14 @@ def _decode(found: Found, is_complex: bool) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _misspelt(sources: Sources, settings_class: type[Settings]) -> list[Fault]:
+    if not sources.names_something:
+        return []
+    from kmp_core.settings_catalogue import misspelt
+
+    return misspelt(sources, settings_class)
 
 
 def _path(prefix: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from kmp_core.settings_url import ConnectionUrl
 if TYPE_CHECKING:
     from kmp_core.settings import Settings
 
-__all__ = ["example_of", "is_secret", "misspelt_variables", "validation_faults"]
+__all__ = ["example_of", "is_secret", "validation_faults"]
 
 _SECRET_WORDS = frozenset(("password", "passphrase", "secret", "token", "credential", "credentials", "dsn"))
 _SHORTEST_SECRET = 3
@@ -137,11 +137,6 @@ def example_of(field: FieldInfo) -> str | None:
     return next(
         (text for kind, text in _EXAMPLES if isinstance(annotation, type) and issubclass(annotation, kind)), None
     )
-
-
-def misspelt_variables(sources: Sources, settings_class: type[Settings]) -> list[Fault]:
-    """Variables that are set, that no setting reads, and that resemble a setting of this class."""
-    return []
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

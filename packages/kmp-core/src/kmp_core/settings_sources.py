@@ -110,6 +110,11 @@ class Sources:
         layers = [layer for layer in self.layers if isinstance(layer, Variables)]
         return {name: layer.source for layer in reversed(layers) for name in layer.values}
 
+    @property
+    def names_something(self) -> bool:
+        """Whether anything at all is set, so that there could be something misspelt."""
+        return any(layer.values for layer in self.layers if isinstance(layer, Variables | Table))
+
     @classmethod
     def read(
         cls,
@@ -118,7 +123,7 @@ class Sources:
         directory: Path | None = None,
         environment: str | None = None,
     ) -> Sources:
-        """Read the environment and the files it points to; `environment` beats `KMP_ENVIRONMENT`."""
+        """Read the environment and the files it points to; `environment`, as an argument, beats `KMP_ENVIRONMENT`."""
         return _Reading(os.environ if environ is None else environ, directory or Path(), environment).sources()
 
     @contextmanager
@@ -145,23 +150,25 @@ class _Reading:
     def __init__(self, environ: Mapping[str, str], directory: Path, environment: str | None) -> None:
         self.faults: list[Fault] = []
         self.directory = directory
-        self.environment = environment
-        self.layers: list[Layer] = [Variables(_ours(environ), "environment")]
+        self.layers: list[Layer] = []
+        if environment is not None:
+            self.layers.append(Variables({"KMP_ENVIRONMENT": environment}, "argument"))
+        self.layers.append(Variables(_ours(environ), "environment"))
 
     def sources(self) -> Sources:
         self._read_env_file()
         self._read_secrets()
         manifest = self._read_manifest()
-        environment = self.environment or self._ask("environment") or DEFAULT_ENVIRONMENT
         if manifest is not None:
             base = dict(manifest.settings)
             if manifest.project is not None:
                 base["project"] = manifest.project
-            environment = self.environment or self._ask("environment") or base.get("environment") or DEFAULT_ENVIRONMENT
-            if isinstance(environment, str):
-                self.layers.append(Table(manifest.overlay(environment), manifest.path, f"env.{environment}.settings"))
             self.layers.append(Table(base, manifest.path, "settings"))
-        return Sources(tuple(self.layers), tuple(self.faults), str(environment), manifest)
+        environment = str(self._ask("environment") or DEFAULT_ENVIRONMENT)
+        if manifest is not None and (overlay := manifest.overlay(environment)):
+            table = Table(overlay, manifest.path, f"env.{environment}.settings")
+            self.layers.insert(len(self.layers) - 1, table)
+        return Sources(tuple(self.layers), tuple(self.faults), environment, manifest)
 
     def _ask(self, name: str) -> Any:
         key = Key((), name)
