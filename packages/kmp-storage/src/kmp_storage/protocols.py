@@ -6,7 +6,9 @@ from abc import abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
-from typing import Any, Literal, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
+
+from pydantic import BaseModel
 
 from kmp_core.capability import capability
 from kmp_core.deadlines import Timeout
@@ -14,12 +16,15 @@ from kmp_core.resource import Resource
 from kmp_storage.models import Edge, Measurement, Node
 from kmp_storage.values import BucketEntry, CacheStatistics, Lease, Path, Row
 
+if TYPE_CHECKING:
+    from kmp_storage.cache import TypedCache
+
 __all__ = ["Aggregation", "Bucket", "Cache", "Direction", "GraphStore", "TimeSeriesStore", "Via"]
 
 M = TypeVar("M", bound=Measurement)
 N = TypeVar("N", bound=Node)
 E = TypeVar("E", bound=Edge)
-V = TypeVar("V")
+B = TypeVar("B", bound=BaseModel)
 
 Direction = Literal["out", "in", "both"]
 """Which way edges are walked."""
@@ -194,8 +199,16 @@ class GraphStore(Resource, Protocol):
 class Cache(Resource, Protocol):
     """Remember what was costly to find out, for a while.
 
-    Values are `bytes` here; `TypedCache` (`kmp_storage.cache.of(cache, Model, prefix=…, ttl=…)`) is the typed view.
+    Values are `bytes` here; `cache.of(Model, ttl="1h")` is the view for models. A key is text of 1 to 512 bytes
+    without control characters; what breaks that, or is larger than the cache takes, raises `InvalidInput`. A `ttl` is
+    more than zero. A `set`, `delete` or `increment` outdates a load that is under way: its value is not stored.
     """
+
+    def of(self, model: type[B], *, prefix: str | None = None, ttl: Timeout = None) -> TypedCache[B]:
+        """The typed view: what goes in and comes out are models, under `prefix` (the model's name where None)."""
+        from kmp_storage.cache import TypedCache
+
+        return TypedCache(self, model, prefix=prefix, ttl=ttl)
 
     @abstractmethod
     async def get(self, key: str, *, timeout: Timeout = None) -> bytes | None:
@@ -224,7 +237,8 @@ class Cache(Resource, Protocol):
         """The value, loaded once where it is missing: one load at a time per key over all processes.
 
         Shortly before its time is over one caller refreshes it while the others get the old value. `negative_ttl`
-        remembers for that long that the loader found nothing.
+        remembers for that long that the loader found nothing (returned None). What a loader raises reaches those who
+        waited for it in this process and is not remembered. `timeout` bounds the whole, the loader included.
         """
 
     @abstractmethod
@@ -232,18 +246,17 @@ class Cache(Resource, Protocol):
         """Add to a counter atomically and return its new value; `ttl` starts with the counter."""
 
     @abstractmethod
-    def lock(
-        self, name: str, *, ttl: Timeout = "10s", wait: Timeout = None, timeout: Timeout = None
-    ) -> AbstractAsyncContextManager[Lease]:
+    def lock(self, name: str, *, ttl: Timeout = "10s", timeout: Timeout = None) -> AbstractAsyncContextManager[Lease]:
         """Hold a lock over all processes, renewed while held; for efficiency, not for correctness.
 
-        Waits at most `wait`, then raises `DeadlineExceeded`. `lease.token` grows with every holder, so that a store
-        can refuse a holder whose time is over (fencing).
+        Waits at most `timeout` for it, then raises `DeadlineExceeded`. A killed holder loses it after `ttl`. A holder
+        that was stopped for so long that another one came raises `Conflict` when it leaves. `lease.token` grows with
+        every holder, so that a store can refuse one whose time was over (fencing).
         """
 
     @abstractmethod
     async def statistics(self) -> CacheStatistics:
-        """Hits and misses since this process opened the cache, and bytes in use."""
+        """How well it serves."""
 
 
 @capability("storage.bucket", default="file:")

@@ -56,12 +56,16 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
-    """How well a cache serves: counts since this process opened it."""
+    """How well a cache serves: counts since this process opened it, and what all its users see of the store.
+
+    `bytes_used` is what keys and values take; `evictions` counts entries that had to go before their time.
+    """
 
     hits: int
     misses: int
     loads: int
     bytes_used: int
+    evictions: int = 0
 
     @property
     def hit_ratio(self) -> float:

@@ -1,0 +1,99 @@
+"""The typed view of a cache: models go in, models come out, and what no longer fits is a miss, never a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from kmp_core.deadlines import Timeout, deadline
+from kmp_core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from kmp_storage.protocols import Cache
+
+__all__ = ["TypedCache"]
+
+B = TypeVar("B", bound=BaseModel)
+
+
+class TypedCache(Generic[B]):
+    """Keep models of one class in a cache, under keys that begin with `prefix`: `cache.of(Airport, ttl="1h")`.
+
+    Values are the model's JSON, so that the versions of a service before and after a change read each other's as far
+    as the model allows; one that does not validate counts as missing and is loaded again.
+    """
+
+    def __init__(self, cache: Cache, model: type[B], *, prefix: str | None = None, ttl: Timeout = None) -> None:
+        _check_model(model)
+        self._cache = cache
+        self._model = model
+        self._prefix = f"{model.__name__}:" if prefix is None else prefix
+        self._ttl = ttl
+
+    async def get(self, key: str, *, timeout: Timeout = None) -> B | None:
+        """The model, or None when there is none, its time is over, or it no longer validates."""
+        return self._decode(await self._cache.get(self._prefix + key, timeout=timeout))
+
+    async def set(
+        self, key: str, value: B, *, ttl: Timeout = None, if_absent: bool = False, timeout: Timeout = None
+    ) -> bool:
+        """Store a model for `ttl` (the view's where None); with `if_absent`, False where there was one."""
+        ttl = self._ttl if ttl is None else ttl
+        return await self._cache.set(
+            self._prefix + key, self._encode(value), ttl=ttl, if_absent=if_absent, timeout=timeout
+        )
+
+    async def get_or_load(
+        self,
+        key: str,
+        load: Callable[[], Awaitable[B | None]],
+        *,
+        ttl: Timeout = None,
+        negative_ttl: Timeout = None,
+        timeout: Timeout = None,
+    ) -> B | None:
+        """The model, loaded once over all processes where it is missing; see `Cache.get_or_load`."""
+        ttl = self._ttl if ttl is None else ttl
+        name = self._prefix + key
+
+        async def load_bytes() -> bytes | None:
+            value = await load()
+            return None if value is None else self._encode(value)
+
+        async def look() -> bytes | None:
+            return await self._cache.get_or_load(name, load_bytes, ttl=ttl, negative_ttl=negative_ttl)
+
+        async with deadline(timeout, what=f"get_or_load of {name!r}"):
+            content = await look()
+            value = self._decode(content)
+            if content is None or value is not None:
+                return value
+            await self._cache.delete(name)
+            value = self._decode(await look())
+            # Another version may store its own again and again while both run: then this caller loads for itself.
+            return await load() if value is None else value
+
+    async def delete(self, *keys: str, timeout: Timeout = None) -> int:
+        """Forget them, and return how many there were."""
+        return await self._cache.delete(*(self._prefix + key for key in keys), timeout=timeout)
+
+    def _encode(self, value: B) -> bytes:
+        if not isinstance(value, self._model):
+            problem = f"must be a {self._model.__name__}, not {type(value).__name__}"
+            raise InvalidInput("value", problem, example=f"{self._model.__name__}(...)")
+        return value.__pydantic_serializer__.to_json(value, by_alias=True, round_trip=True)
+
+    def _decode(self, content: bytes | None) -> B | None:
+        if content is None:
+            return None
+        try:
+            return self._model.__pydantic_validator__.validate_json(content)  # type: ignore[no-any-return]
+        except ValidationError:
+            return None
+
+
+def _check_model(model: object) -> None:
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise InvalidInput("model", "is not a pydantic model class", example="cache.of(Airport)")

@@ -1,0 +1,193 @@
+"""The rows of the embedded cache: what is kept, until when, and what goes first when room runs out."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kmp_core.errors import Conflict, InvalidInput
+
+__all__ = ["MIGRATIONS", "OVERHEAD_BYTES", "Entries", "Found", "check_key"]
+
+MIGRATIONS = (
+    """
+    CREATE TABLE entry (
+        id INTEGER PRIMARY KEY,
+        key TEXT NOT NULL UNIQUE,
+        value BLOB,
+        size INTEGER NOT NULL,
+        expires REAL,
+        refresh REAL,
+        used REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX entry_expires ON entry (expires) WHERE expires IS NOT NULL;
+    CREATE INDEX entry_used ON entry (used);
+    CREATE TABLE usage (bytes INTEGER NOT NULL, evictions INTEGER NOT NULL) STRICT;
+    INSERT INTO usage VALUES (0, 0);
+    CREATE TRIGGER entry_added AFTER INSERT ON entry BEGIN
+        UPDATE usage SET bytes = bytes + new.size;
+    END;
+    CREATE TRIGGER entry_changed AFTER UPDATE OF size ON entry BEGIN
+        UPDATE usage SET bytes = bytes + new.size - old.size;
+    END;
+    CREATE TRIGGER entry_removed AFTER DELETE ON entry BEGIN
+        UPDATE usage SET bytes = bytes - old.size;
+    END;
+    CREATE TABLE lease (
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        owner TEXT,
+        expires REAL NOT NULL,
+        ttl REAL NOT NULL,
+        token INTEGER NOT NULL,
+        PRIMARY KEY (kind, name)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX lease_expires ON lease (expires);
+    """,
+)
+
+OVERHEAD_BYTES = 128
+"""What an entry is taken to cost beside its key and its value: the row, and its place in three indexes."""
+
+_LONGEST_KEY_BYTES = 512
+_PURGED_AT_ONCE = 32
+_EVICTED_AT_ONCE = 64
+_LOW_WATER = 0.9
+_INT64 = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A live entry; `value` is None where a loader found nothing and that is remembered."""
+
+    value: bytes | None
+    expires: float | None
+    refresh: float | None
+
+
+def check_key(key: str, field: str = "key") -> None:
+    """Raise `InvalidInput` unless this is text of 1 to 512 bytes in UTF-8 without control characters."""
+    if not isinstance(key, str):
+        raise InvalidInput(field, f"must be text, not {type(key).__name__}", example='"airport:JFK"')
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in key):
+        raise InvalidInput(field, "contains a control character", example='"airport:JFK"')
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidInput(field, "contains a lone surrogate, which is no text", example='"airport:JFK"') from None
+    if not 1 <= size <= _LONGEST_KEY_BYTES:
+        problem = f"must have 1 to {_LONGEST_KEY_BYTES} bytes, not {size}"
+        raise InvalidInput(field, problem, example='"airport:JFK"')
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What the cache does to its rows, each inside a transaction that the caller holds."""
+
+    max_bytes: int
+    max_value_bytes: int
+
+    def check_value(self, value: bytes, key: str) -> None:
+        """Raise `InvalidInput` for what is not bytes, or is more than an entry may hold."""
+        if not isinstance(value, bytes):
+            raise InvalidInput("value", f"must be bytes, not {type(value).__name__}", example='b"text"', key=key)
+        if len(value) > self.max_value_bytes:
+            problem = f"has {len(value)} bytes, more than the {self.max_value_bytes} that one entry may have"
+            raise InvalidInput("value", problem, example="KMP_STORAGE_CACHE_MAX_VALUE_BYTES", key=key)
+
+    @staticmethod
+    def find(connection: sqlite3.Connection, key: str, now: float) -> Found | None:
+        """The live entry, or None."""
+        row = connection.execute(
+            "SELECT value, expires, refresh FROM entry WHERE key = ? AND (expires IS NULL OR expires > ?)", (key, now)
+        ).fetchone()
+        return None if row is None else Found(*row)
+
+    def put(
+        self,
+        connection: sqlite3.Connection,
+        key: str,
+        value: bytes | None,
+        *,
+        now: float,
+        expires: float | None,
+        refresh: float | None = None,
+    ) -> None:
+        """Store an entry, after the expired and then the least recently used ones made room for it."""
+        size = len(key.encode()) + len(value or b"") + OVERHEAD_BYTES
+        old = connection.execute("SELECT size FROM entry WHERE key = ?", (key,)).fetchone()
+        self._make_room(connection, size - (old[0] if old else 0), keep=key, now=now)
+        connection.execute(
+            "INSERT INTO entry (key, value, size, expires, refresh, used) VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (key) DO UPDATE SET value = excluded.value, size = excluded.size, "
+            "expires = excluded.expires, refresh = excluded.refresh, used = excluded.used",
+            (key, value, size, expires, refresh, now),
+        )
+
+    def increment(self, connection: sqlite3.Connection, key: str, by: int, *, now: float, expires: float | None) -> int:
+        """Add to the counter; a new one ends at `expires`, an old one keeps its own end."""
+        found = self.find(connection, key, now)
+        value = by
+        if found is not None and found.value is not None:
+            value += _counter(found.value, key)
+            expires = found.expires
+        if not -_INT64 <= value < _INT64:
+            raise InvalidInput("by", "takes the counter beyond 64 bits", example="1", key=key)
+        self.put(connection, key, b"%d" % value, now=now, expires=expires)
+        return value
+
+    @staticmethod
+    def delete(connection: sqlite3.Connection, keys: Iterable[str], now: float) -> int:
+        """Remove them, and return how many were live values."""
+        live = 0
+        for key in keys:
+            rows = connection.execute(
+                "DELETE FROM entry WHERE key = ? RETURNING value IS NOT NULL AND (expires IS NULL OR expires > ?)",
+                (key, now),
+            ).fetchall()
+            live += sum(row[0] for row in rows)
+        return live
+
+    @staticmethod
+    def touch(connection: sqlite3.Connection, used: Iterable[tuple[str, float]]) -> None:
+        """Write down when entries were read, so that the ones in use stay when room runs out."""
+        connection.executemany("UPDATE entry SET used = max(used, ?2) WHERE key = ?1", used)
+
+    @staticmethod
+    def usage(connection: sqlite3.Connection) -> tuple[int, int]:
+        """Bytes in use, and how many entries ever had to go before their time."""
+        row = connection.execute("SELECT bytes, evictions FROM usage").fetchone()
+        return int(row[0]), int(row[1])
+
+    def would_evict(self, connection: sqlite3.Connection, growth: int) -> bool:
+        """Whether `growth` more bytes exceed the limit."""
+        return self.usage(connection)[0] + growth > self.max_bytes
+
+    def _make_room(self, connection: sqlite3.Connection, growth: int, *, keep: str, now: float) -> None:
+        # A little is purged with each write, so that what expired does not pile up and no single write pays for it.
+        purge = "DELETE FROM entry WHERE id IN (SELECT id FROM entry WHERE expires <= ? AND key <> ? LIMIT ?)"
+        connection.execute(purge, (now, keep, _PURGED_AT_ONCE))
+        if not self.would_evict(connection, growth):
+            return
+        connection.execute(purge, (now, keep, -1))
+        # Down to a low-water mark, or every write of a full cache would evict.
+        limit = int(self.max_bytes * _LOW_WATER) - growth
+        while self.usage(connection)[0] > limit and self._evict(connection, keep):
+            continue
+
+    @staticmethod
+    def _evict(connection: sqlite3.Connection, keep: str) -> bool:
+        cursor = connection.execute(
+            "DELETE FROM entry WHERE id IN (SELECT id FROM entry WHERE key <> ? ORDER BY used LIMIT ?)",
+            (keep, _EVICTED_AT_ONCE),
+        )
+        connection.execute("UPDATE usage SET evictions = evictions + ?", (cursor.rowcount,))
+        return cursor.rowcount > 0
+
+
+def _counter(value: bytes, key: str) -> int:
+    digits = value[1:] if value[:1] == b"-" else value
+    if not (digits.isdigit() and len(digits) <= 19):
+        raise Conflict("the value under this key is no counter; delete it first", key=key)
+    return int(value)
