@@ -9,7 +9,7 @@ from typing import TypeVar
 from kmp_core.errors import InvalidInput
 from kmp_core.resource import Resource
 
-__all__ = ["Capability", "CapabilitySpec", "capability", "spec_of"]
+__all__ = ["Capability", "CapabilitySpec", "capability", "declared", "spec_of"]
 
 C = TypeVar("C", bound=Resource)
 P = TypeVar("P", bound=type)
@@ -60,3 +60,8 @@ def spec_of(protocol: object) -> CapabilitySpec:
         name = getattr(protocol, "__name__", repr(protocol))
         raise InvalidInput("capability", f"{name} is not a capability (known: {known})", example="TimeSeriesStore")
     return spec
+
+
+def declared() -> list[CapabilitySpec]:
+    """Every capability whose module is imported, in the order of declaration."""
+    return list(dict.fromkeys(_specs.values()))

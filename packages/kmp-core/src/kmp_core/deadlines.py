@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from datetime import timedelta
 from typing import Annotated, TypeVar
 
@@ -27,7 +27,9 @@ from kmp_core.errors import DeadlineExceeded, InvalidInput
 __all__ = [
     "Duration",
     "Timeout",
+    "bounded",
     "deadline",
+    "detached",
     "duration",
     "format_timeout",
     "parse_timeout",
@@ -135,6 +137,13 @@ async def bounded(awaitable: Awaitable[T], timeout: Timeout, *, what: str, backe
     """Await with a deadline; a short form of `deadline` for one awaitable."""
     async with deadline(timeout, what=what, backend=backend):
         return await awaitable
+
+
+def detached() -> Context:
+    """A copy of this task's context without its deadline, for a task that outlives the call that starts it."""
+    context = copy_context()
+    context.run(_deadline.set, None)
+    return context
 
 
 _GRPC_UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}

@@ -3,7 +3,8 @@
     KmpError
     ├── ConfigurationError        what you configured is wrong; lists every fault at once
     │   ├── UnknownScheme         no installed provider answers to the URL's scheme
-    │   └── PluginError           a provider's package failed to load
+    │   ├── PluginError           a provider's package failed to load
+    │   └── MissingExtra          a driver is not installed; names the installation that adds it
     ├── InvalidInput              a value you passed is wrong: field, fault, example
     ├── Unsupported               this provider cannot do that; names one that can
     ├── NotFound                  the key is not there
@@ -43,6 +44,7 @@ __all__ = [
     "InvalidInput",
     "KmpError",
     "LifecycleError",
+    "MissingExtra",
     "NotFound",
     "OutcomeUnknown",
     "Overloaded",
@@ -103,6 +105,17 @@ class UnknownScheme(ConfigurationError):
 
 class PluginError(ConfigurationError):
     """Names the plugin that failed to load and the distribution it came from; other plugins go on working."""
+
+
+class MissingExtra(ConfigurationError, ImportError):
+    """Names the module that is missing and the `pip install` that adds it; also an `ImportError`."""
+
+    def __init__(self, module: str, *, install: str) -> None:
+        self.install = install
+        super().__init__(
+            Fault(module, "is not installed", example=f"pip install '{install}'"), heading="A driver is missing"
+        )
+        self.name = module
 
 
 class InvalidInput(KmpError):

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -114,7 +115,7 @@ class Database:
         self._read_threads = self._write_thread = None
         loop = asyncio.get_running_loop()
         for executor in threads:
-            await loop.run_in_executor(None, lambda e=executor: e.shutdown(wait=True, cancel_futures=True))
+            await loop.run_in_executor(None, partial(executor.shutdown, wait=True, cancel_futures=True))
         with self._readers_lock:
             readers, self._readers = self._readers, []
         for connection in readers:

@@ -10,15 +10,22 @@ Whether anybody listens is asked of the API when a provider opens, and cached: i
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Literal
 
 from opentelemetry import metrics, trace
 from opentelemetry.util.types import AttributeValue
 
-__all__ = ["Call", "Telemetry"]
+__all__ = ["Call", "Telemetry", "reporting_to"]
 
 Kind = Literal["db", "messaging"]
+
+_providers: ContextVar[tuple[trace.TracerProvider, metrics.MeterProvider] | None] = ContextVar(
+    "kmp_telemetry_providers", default=None
+)
 
 
 class Call:
@@ -96,19 +103,29 @@ class Telemetry:
             "kmp.project": project,
             "db.system.name" if kind == "db" else "messaging.system": system,
         }
-        self.tracer = trace.get_tracer(scope)
-        self.histogram = metrics.get_meter(scope).create_histogram(
+        traces, meters = _providers.get() or (trace.get_tracer_provider(), metrics.get_meter_provider())
+        self.tracer = traces.get_tracer(scope)
+        self.histogram = meters.get_meter(scope).create_histogram(
             f"{kind}.client.operation.duration", unit="s", description="How long a call to the backend took."
         )
-        self.listening = _sdk_installed()
+        self.listening = _listening(traces, meters)
 
     def call(self, operation: str, count: int | None = None) -> Call | _Silent:
         """Measure a block. `count` is the number of items where the call is about a batch."""
         return Call(self, operation, count) if self.listening else _SILENT
 
 
-def _sdk_installed() -> bool:
-    # The API's own providers are proxies until an SDK replaces them; the two named classes say "nothing installed".
+@contextmanager
+def reporting_to(traces: trace.TracerProvider, meters: metrics.MeterProvider) -> Iterator[None]:
+    """Have the providers that are made inside the block report here instead of to the process's own SDK."""
+    token = _providers.set((traces, meters))
+    try:
+        yield
+    finally:
+        _providers.reset(token)
+
+
+def _listening(traces: trace.TracerProvider, meters: metrics.MeterProvider) -> bool:
+    # The API's own providers are proxies until an SDK replaces them; the named classes say "nothing installed".
     silent = {"ProxyTracerProvider", "NoOpTracerProvider", "_ProxyMeterProvider", "NoOpMeterProvider"}
-    providers = (trace.get_tracer_provider(), metrics.get_meter_provider())
-    return any(type(provider).__name__ not in silent for provider in providers)
+    return any(type(provider).__name__ not in silent for provider in (traces, meters))
