@@ -5,10 +5,9 @@ Each name is a `str` that was checked when it was made, so a function that takes
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 import unicodedata
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from pydantic import GetCoreSchemaHandler
@@ -31,7 +30,7 @@ class _Label(str):
     example: ClassVar[str]
 
     def __new__(cls, value: str) -> Self:
-        if type(value) is cls:
+        if isinstance(value, cls):
             return value
         problem = cls._problem(value)
         if problem is not None:
@@ -54,15 +53,16 @@ class _Label(str):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def validate(value: str) -> Self:
-            problem = cls._problem(value)
-            if problem is not None:
-                raise ValueError(f"{problem}; for example {cls.example}")
-            return cls(value)
-
         return core_schema.no_info_after_validator_function(
-            validate, core_schema.str_schema(), serialization=core_schema.to_string_ser_schema()
+            cls._validate, core_schema.str_schema(), serialization=core_schema.to_string_ser_schema()
         )
+
+    @classmethod
+    def _validate(cls, value: str) -> Self:
+        problem = cls._problem(value)
+        if problem is not None:
+            raise ValueError(f"{problem}; for example {cls.example}")
+        return cls(value)
 
 
 class Project(_Label):
@@ -100,38 +100,72 @@ class Environment(_Label):
 Backend = Literal["postgres", "neo4j", "redis", "kafka", "bucket", "kubernetes", "file"]
 
 
+_ESCAPE, _END = "kmp--", "--kmp"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Which projects a backend cannot know by their own name."""
+
+    names: frozenset[str] = frozenset()
+    prefixes: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    shortest: int = 2
+    letter_first: bool = False
+
+    def refuses(self, project: str) -> bool:
+        return (
+            project in self.names
+            or project.startswith((_ESCAPE, *self.prefixes))
+            or project.endswith(self.suffixes)
+            or len(project) < self.shortest
+            or (self.letter_first and project[0].isdigit())
+        )
+
+
+_RULES: dict[Backend, _Rule] = {
+    # PostgreSQL, "Identifiers and Key Words", CREATE ROLE, CREATE SCHEMA: "pg_" is reserved, "public" and "none" are
+    # refused as roles even in quotes; the others exist in every cluster or every TimescaleDB.
+    "postgres": _Rule(
+        names=frozenset(("postgres", "template0", "template1", "public", "none", "information-schema", "timescaledb")),
+        prefixes=("pg-", "timescaledb-"),
+        letter_first=True,
+    ),
+    # Neo4j, "Naming rules for databases"; a first digit is legal from 2025.01 only. Dots delimit composite databases.
+    "neo4j": _Rule(names=frozenset(("neo4j",)), prefixes=("system",), shortest=3, letter_first=True),
+    # Redis, "ACL": the user "default" always exists.
+    "redis": _Rule(names=frozenset(("default",))),
+    # Kafka, `Topic.LEGAL_CHARS`. Topics that differ in '.' and '_' alone collide in metrics; a project has neither.
+    "kafka": _Rule(),
+    # Amazon S3, "General purpose bucket naming rules".
+    "bucket": _Rule(
+        prefixes=("xn--", "sthree-", "amzn-s3-demo-"),
+        suffixes=("-s3alias", "--ol-s3", "--x-s3", "--table-s3"),
+        shortest=3,
+    ),
+    # Kubernetes, "Namespaces": "kube-" is reserved, and what is in "default" belongs to nobody in particular.
+    "kubernetes": _Rule(names=frozenset(("default",)), prefixes=("kube-",)),
+    "file": _Rule(),
+}
+
+
 def backend_name(project: Project, backend: Backend) -> str:
     """What the backend calls the project: the same name every time, and never one name for two projects.
 
-    A project's own name is used as far as the backend's rules allow it. Where they do not, it gets a prefix, in
-    a form that no other project's name can take.
+    A project keeps its own name where the backend allows it. Where not, the name is `kmp--<project>--kmp`, and a
+    project whose own name begins with `kmp--` gets that form too, so that no two meet. On PostgreSQL each `-` is `_`,
+    which no project has.
 
-    | backend | form | rule |
+    | backend | names what | form |
     |---|---|---|
-    | postgres | database, schema or role: `-` becomes `_` | 63 bytes, PostgreSQL "Identifiers and Key Words" |
-    | neo4j | database: 3 to 63 characters, a letter first, `a-z 0-9 - .` | Neo4j "Database names" |
-    | redis, kafka | prefix, to be followed by a separator | none beyond ours |
-    | bucket | 3 to 63 characters | S3 "Bucket naming rules" |
-    | kubernetes, file | the project | RFC 1123 label |
+    | postgres | database, schema, role | `a-z 0-9 _`, at most 50 bytes; key words (`user`) only in quotes |
+    | neo4j | database | 3 to 50 characters of `a-z 0-9 -`, a letter first |
+    | redis, kafka | user, and prefix before a separator | `a-z 0-9 -` |
+    | bucket | bucket | 3 to 50 characters of `a-z 0-9 -` |
+    | kubernetes | namespace | RFC 1123 label |
+    | file | directory | the project |
     """
     if backend not in get_args(Backend):
         raise InvalidInput("backend", "is not known", example=", ".join(get_args(Backend)))
-    if backend == "postgres":
-        # '-' is the only character that changes, and a project cannot contain '_': the map is one to one. A leading
-        # digit or `pg_` would need quoting or be reserved, so those move behind a prefix no project can produce.
-        name = project.replace("-", "_")
-        return f"kmp__{name}" if name[0].isdigit() or name.startswith("pg_") else name
-    if backend == "neo4j":
-        # "neo4j" and "system" exist already, a leading digit and "system…" are refused, two characters are too few.
-        plain = len(project) >= 3 and project[0].isalpha() and not project.startswith(("system", "neo4j", "kmp."))
-        return str(project) if plain else f"kmp.{project}"
-    if backend == "bucket":
-        # A hash of a name that is not legal; "xn--", "sthree-", "-s3alias" and friends are reserved by S3.
-        reserved = project.startswith(("xn--", "sthree-", "amzn-", "kmp--")) or project.endswith(
-            ("-s3alias", "--ol-s3", "--x-s3", "--table-s3")
-        )
-        if len(project) >= 3 and not reserved:
-            return str(project)
-        digest = base64.b32encode(hashlib.sha256(project.encode()).digest())[:16].decode().lower()
-        return f"kmp--{digest}"
-    return str(project)
+    name = f"{_ESCAPE}{project}{_END}" if _RULES[backend].refuses(project) else str(project)
+    return name.replace("-", "_") if backend == "postgres" else name
