@@ -38,7 +38,8 @@ from collections.abc import Iterator
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
-STAMP = ENVIRONMENT / "kmp-development"
+STAMP = ENVIRONMENT / "kmp-development"  # digests of what is installed
+UNFINISHED = "unfinished"
 REQUIREMENTS = ROOT / "requirements" / "development.txt"
 OLDEST_PIP = (22, 3)  # the first with `--python`
 
@@ -114,6 +115,8 @@ def clean_environment() -> "dict[str, str]":
 def locked() -> "Iterator[None]":
     """Let one process at a time prepare the environment; the lock goes with the process, however it ends."""
     with Path(__file__).open("rb") as file:
+        # Handed down to pip (see `run`): if this process is killed, the next one waits until its pip has ended too.
+        os.set_inheritable(file.fileno(), True)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -129,19 +132,19 @@ def prepare() -> None:
     usable = works(PYTHON)
     if usable and stamp == [requirements, packages]:
         return
-    if not usable or stamp == ["unfinished"]:
+    if not usable or stamp == [UNFINISHED]:
         make_environment()
+        stamp = []
     pip = pip_command()
     if stamp[:1] != [requirements]:
-        STAMP.write_text("unfinished")
         say(f"installing {count_pins()} pinned packages, once; this takes a minute or two")
+        STAMP.write_text(UNFINISHED)
         run([*pip, "install", "--require-hashes", "-r", str(REQUIREMENTS)])
+        STAMP.write_text(requirements)
     say("installing the packages of this clone")
     editable = [word for file in sorted(project_files()) for word in ("-e", str(file.parent))]
     run([*pip, "install", "--no-deps", "--no-build-isolation", *editable])
-    unfinished = STAMP.with_suffix(".new")
-    unfinished.write_text(f"{requirements} {packages}")
-    unfinished.replace(STAMP)
+    STAMP.write_text(f"{requirements} {packages}")
 
 
 def project_files() -> "Iterator[Path]":
@@ -151,7 +154,8 @@ def project_files() -> "Iterator[Path]":
 
 
 def digest(files: "list[Path]") -> str:
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+    named = (str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() for file in files)
+    return hashlib.sha256(b"\0".join(named)).hexdigest()
 
 
 def count_pins() -> int:
@@ -173,7 +177,7 @@ def make_environment() -> None:
     if importlib.util.find_spec("venv") is None:
         raise Stop(NO_PIP.format(python=sys.executable))
     run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(ENVIRONMENT)])
-    STAMP.write_text("unfinished")
+    STAMP.write_text(UNFINISHED)
 
 
 def pip_command() -> "list[str]":
@@ -212,6 +216,7 @@ def run(command: "list[str]") -> None:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        close_fds=False,
     )
     if done.returncode:
         advice = NO_NETWORK if NETWORK.search(done.stdout) else "Run the same command again, or remove .venv first."
