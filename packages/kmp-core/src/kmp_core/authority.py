@@ -5,7 +5,7 @@
     verifier = authority.verifier(audience="delays")
     principal = await verifier.verify(authority.issue(project="skyline", service="departures", audience="delays"))
 
-`kmp_core.authority_app` serves it over HTTP. It keeps everything in memory, its keys die with the process, and it
+`authority.app()` serves it over HTTP. It keeps everything in memory, its keys die with the process, and it
 refuses to run in production: there the authentication service takes its place behind the same verifier.
 """
 
@@ -25,6 +25,8 @@ from pydantic import SecretStr
 
 from kmp_core.deadlines import duration
 from kmp_core.errors import ConfigurationError, Fault, InvalidInput, PermissionDenied, Unauthenticated
+from kmp_core.identity import SpiffeId
+from kmp_core.problems import ASGIApp
 from kmp_core.project import Project, ServiceName
 from kmp_core.signing import Algorithm, SigningKey
 from kmp_core.tokens import StaticKeysVerifier
@@ -74,7 +76,7 @@ class DevelopmentAuthority:
         if not even_in_production_with_keys_in_memory:
             _refuse_production(environment)
         self.issuer = _issuer(issuer)
-        self.trust_domain = trust_domain
+        self.trust_domain = SpiffeId(trust_domain).trust_domain
         self.ttl = _ttl(ttl)
         self.clock = clock
         self._clients: dict[str, Client] = {}
@@ -156,7 +158,7 @@ class DevelopmentAuthority:
 
     def subject(self, project: Project, service: ServiceName) -> str:
         """The SPIFFE ID of a service, which is also its client id."""
-        return f"spiffe://{self.trust_domain}/ns/{project}/sa/{service}"
+        return str(SpiffeId.for_service(self.trust_domain, project, service))
 
     def verifier(self, *, audience: str, clock: Callable[[], float] | None = None) -> StaticKeysVerifier:
         """A verifier for one service, with the keys of now. After `rotate` or `withdraw`, hand it `jwks()` again."""
@@ -171,6 +173,12 @@ class DevelopmentAuthority:
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """The public keys, as a JSON Web Key Set."""
         return {"keys": [key.public_jwk() for key in self._keys.values()]}
+
+    def app(self) -> ASGIApp:
+        """The authority's endpoints, to be served: `kmp_core.authority_app` tells which."""
+        from kmp_core.authority_app import authority_app
+
+        return authority_app(self)
 
     def rotate(self, algorithm: Algorithm | None = None) -> str:
         """Sign with a new key from now on and return its id. Old keys stay in `jwks` until they are withdrawn."""

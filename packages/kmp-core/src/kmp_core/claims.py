@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kmp_core.errors import InvalidInput, Unauthenticated
+from kmp_core.identity import SpiffeId
 from kmp_core.principal import Principal
 from kmp_core.project import Project, ServiceName
 
@@ -48,7 +50,7 @@ class ClaimRules:
             raise Unauthenticated("lifetime")
         self.check_time(not_before, expires, now)
         subject = _text(claims, "sub")
-        project, service = self._identity(subject)
+        project, service = _service_of(subject, self.trust_domain)
         return Principal(
             project=project,
             service=service,
@@ -71,14 +73,19 @@ class ClaimRules:
         if not_before > now + self.leeway:
             raise Unauthenticated("not yet valid")
 
-    def _identity(self, subject: str) -> tuple[Project, ServiceName]:
-        parts = subject.split("/")
-        if len(parts) != 7 or parts[:3] != ["spiffe:", "", self.trust_domain] or parts[3] != "ns" or parts[5] != "sa":
-            raise Unauthenticated("subject")
-        try:
-            return Project(parts[4]), ServiceName(parts[6])
-        except InvalidInput:
-            raise Unauthenticated("subject") from None
+
+@functools.lru_cache(maxsize=4096)
+def _service_of(subject: str, trust_domain: str) -> tuple[Project, ServiceName]:
+    # Only subjects of proved tokens get here, so a stranger cannot fill the cache.
+    try:
+        identity = SpiffeId.parse(subject)
+    except InvalidInput:
+        raise Unauthenticated("subject") from None
+    project, service = identity.project, identity.service
+    # One spelling only, or two subjects in a log would be one service.
+    if str(identity) != subject or identity.trust_domain != trust_domain or project is None or service is None:
+        raise Unauthenticated("subject")
+    return project, service
 
 
 def _time(claims: Mapping[str, Any], name: str) -> float:
