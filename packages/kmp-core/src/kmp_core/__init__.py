@@ -20,10 +20,10 @@ from kmp_core.errors import (
     Unavailable,
     Unsupported,
 )
+from kmp_core.program import run
 from kmp_core.project import Environment, Project, ServiceName
 from kmp_core.resource import Intake, Provider, Resource
 from kmp_core.service import Service
-from kmp_core.settings import Settings
 
 __all__ = [
     "Capability",
@@ -42,7 +42,6 @@ __all__ = [
     "Resource",
     "Service",
     "ServiceName",
-    "Settings",
     "Timeout",
     "Unavailable",
     "Unsupported",
@@ -50,4 +49,5 @@ __all__ = [
     "deadline",
     "duration",
     "remaining",
+    "run",
 ]

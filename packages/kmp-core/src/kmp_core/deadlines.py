@@ -99,7 +99,7 @@ def remaining() -> float | None:
 
 
 def within(timeout: Timeout, default: Timeout = None) -> float | None:
-    """Seconds that a call may take: its own `timeout`, else `default`, and never more than what is left of the task's."""
+    """Seconds that a call may take: its `timeout`, else `default`, and never more than what is left of the task's."""
     chosen = default if timeout is None else timeout
     own = None if chosen is None else duration(chosen, field="timeout").total_seconds()
     left = remaining()
@@ -109,12 +109,20 @@ def within(timeout: Timeout, default: Timeout = None) -> float | None:
 
 
 @asynccontextmanager
-async def deadline(timeout: Timeout, *, what: str = "the call", backend: str | None = None) -> AsyncIterator[None]:
+async def deadline(
+    timeout: Timeout, *, what: str = "the call", backend: str | None = None, fresh: bool = False
+) -> AsyncIterator[None]:
     """Give everything inside the block this much time, or what is left of an outer deadline where that is less.
 
-    Raises `DeadlineExceeded` when the time is over. A cancellation from outside passes through as it is.
+    Raises `DeadlineExceeded` when the time is over. A cancellation from outside passes through as it is. With `fresh`
+    the outer deadline does not count: letting go needs its own time, most of all when the time was over.
     """
-    seconds = within(timeout)
+    outer = _deadline.set(None) if fresh else None
+    try:
+        seconds = within(timeout)
+    finally:
+        if outer is not None:
+            _deadline.reset(outer)
     if seconds is None:
         yield
         return

@@ -11,16 +11,17 @@ and only the plugin that was named is imported.
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import metadata
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from kmp_core.capability import CapabilitySpec, spec_of
 from kmp_core.context import ProviderFactory
 from kmp_core.errors import Fault, MissingExtra, PluginError, UnknownScheme
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 __all__ = ["extra", "find", "forget", "installed", "register", "scheme_of"]
 
@@ -130,6 +131,8 @@ def extra(module: str, *, install: str) -> Iterator[None]:
 
 @functools.cache
 def _scan() -> Mapping[str, Mapping[str, tuple[metadata.EntryPoint, ...]]]:
+    from importlib import metadata
+
     found: dict[str, dict[str, tuple[metadata.EntryPoint, ...]]] = {}
     seen: set[str] = set()
     for distribution in metadata.distributions():
@@ -179,6 +182,8 @@ def _origin(point: metadata.EntryPoint) -> str:
 
 
 def _unknown(spec: CapabilitySpec, scheme: str) -> UnknownScheme:
+    import difflib
+
     known = installed(spec)
     problem = f"no installed provider answers to the scheme '{scheme}' (installed: {_listing(spec)})"
     installation = _INSTALLATIONS.get(spec.name, {}).get(scheme)

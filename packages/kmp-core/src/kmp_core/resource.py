@@ -63,12 +63,12 @@ class Provider(Resource):
     """Write a provider by writing what is special about it: `_open`, `_close` and `_check`.
 
     A constructor stores, `open` connects, `close` is idempotent and bounded by `close_timeout`, and reopening raises.
-    `self.ensure_open()` is the first line of every call: it refuses before `open`, after `close`, and in a forked child, each with
-    advice. A provider that is garbage while open warns with `ResourceWarning`.
+    `self.ensure_open()` is the first line of every call: it refuses before `open`, after `close`, and in a forked
+    child, each with advice. A provider that is garbage while open warns with `ResourceWarning`.
     """
 
     abilities: ClassVar[frozenset[str]] = frozenset()
-    """Optional abilities that this provider has; a contract suite tests each, and demands `Unsupported` for the others."""
+    """Optional abilities that it has; a contract suite tests each, and demands `Unsupported` for the others."""
 
     open_timeout: ClassVar[Timeout] = timedelta(seconds=30)
     close_timeout: ClassVar[Timeout] = timedelta(seconds=10)
@@ -96,17 +96,19 @@ class Provider(Resource):
 
     async def open(self) -> None:
         if self._state != "new":
-            raise LifecycleError(f"{self._label()} was opened before; make a new one instead of reopening it")
+            raise LifecycleError(f"{self._label()} was opened or closed before; make a new one instead of reopening it")
         self._state = "opening"
         self._pid = os.getpid()
         try:
             async with deadline(self.open_timeout, what=f"opening {self._label()}"):
                 await self._open()
-        except BaseException:
+        except BaseException as error:
             self._state = "closed"
-            async with deadline(self.close_timeout, what=f"closing {self._label()}"):
-                await self._close()
+            await self._roll_back(error)
             raise
+        if self.state != "opening":  # closed meanwhile
+            await self._roll_back(None)
+            raise LifecycleError(f"{self._label()} was closed while it was opening")
         self._state = "open"
 
     async def close(self) -> None:
@@ -115,10 +117,20 @@ class Provider(Resource):
         opened, self._state = self._state == "open", "closing"
         try:
             if opened and self._pid == os.getpid():
-                async with deadline(self.close_timeout, what=f"closing {self._label()}"):
+                async with deadline(self.close_timeout, what=f"closing {self._label()}", fresh=True):
                     await self._close()
         finally:
             self._state = "closed"
+
+    async def _roll_back(self, error: BaseException | None) -> None:
+        """Let go of what a failed `_open` took. What goes wrong here must not hide why it failed."""
+        try:
+            async with deadline(self.close_timeout, what=f"closing {self._label()}", fresh=True):
+                await self._close()
+        except Exception as second:
+            if error is None:
+                raise
+            error.add_note(f"closing what was opened so far failed too: {type(second).__name__}: {second}")
 
     async def check(self) -> None:
         self.ensure_open()

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
 
 from kmp_core import plugins
 from kmp_core.capability import Capability, CapabilitySpec, spec_of
@@ -32,8 +32,10 @@ from kmp_core.errors import BackendError, DeadlineExceeded, LifecycleError
 from kmp_core.health import Health
 from kmp_core.resource import Intake, Resource
 from kmp_core.service_providers import Providers
-from kmp_core.service_settings import Configuration, configure
 from kmp_core.signals import Signals
+
+if TYPE_CHECKING:
+    from kmp_core.service_settings import Configuration
 
 __all__ = ["Replacement", "Service"]
 
@@ -89,6 +91,8 @@ class Service:
     async def __aenter__(self) -> Self:
         if self._life is not None:
             raise LifecycleError("the service is open already")
+        from kmp_core.service_settings import configure  # a settings class costs more than all the rest of kmp_core
+
         configuration = configure(self._environment, self._arguments)
         self._health.restart()
         self._life = _Life(configuration, self._health, dict(self._replacements))

@@ -1,22 +1,30 @@
 """One span and one duration histogram per call, through OpenTelemetry's API, and nearly free when nobody listens.
 
+    self._telemetry = Telemetry("db", "sqlite", project=project, scope="kmp_storage")
+
+    async def append(self, *rows):
+        with self._telemetry.call("append", count=len(rows)):
+            ...
+
 Names follow OpenTelemetry's semantic conventions for database clients (`db.client.operation.duration`,
 `db.system.name`, `db.operation.name`) and messaging clients (`messaging.client.operation.duration`,
-`messaging.system`, `messaging.operation.name`). Every span and point carries `kmp.project`.
+`messaging.process.duration`, `messaging.system`, `messaging.operation.name`). Every span and point carries
+`kmp.project`.
 
-Whether anybody listens is asked of the API when a provider opens, and cached: install the SDK before.
+Whether anybody listens is asked of the API when a provider is made, and kept: install the SDK before.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Literal
 
 from opentelemetry import metrics, trace
+from opentelemetry.context import Context
 from opentelemetry.util.types import AttributeValue
 
 __all__ = ["Call", "Telemetry", "reporting_to"]
@@ -27,30 +35,35 @@ _providers: ContextVar[tuple[trace.TracerProvider, metrics.MeterProvider] | None
     "kmp_telemetry_providers", default=None
 )
 
+_BATCH = {"db": "db.operation.batch.size", "messaging": "messaging.batch.message_count"}
+_SPAN_KINDS = {"db": trace.SpanKind.CLIENT, "messaging": trace.SpanKind.PRODUCER}
+
 
 class Call:
     """One call under way: a context manager that records its span and its duration when it ends."""
 
-    __slots__ = ("_attributes", "_began", "_scope", "_span", "_telemetry")
+    __slots__ = ("_attributes", "_began", "_histogram", "_scope", "_span")
 
-    def __init__(self, telemetry: Telemetry, operation: str, count: int | None) -> None:
-        kind = telemetry.kind
-        self._telemetry = telemetry
-        attributes: dict[str, AttributeValue] = {
-            **telemetry.attributes,
-            f"{kind}.operation.name": operation,
-        }
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        operation: str,
+        kind: trace.SpanKind,
+        count: int | None,
+        parent: Context | None,
+        links: Sequence[trace.Link] | None,
+    ) -> None:
+        attributes = {**telemetry.attributes, f"{telemetry.kind}.operation.name": operation}
         self._attributes = attributes
+        self._histogram = telemetry.processing if kind is trace.SpanKind.CONSUMER else telemetry.histogram
         self._span = telemetry.tracer.start_span(
             f"{operation} {telemetry.system}",
-            kind=trace.SpanKind.CLIENT if kind == "db" else trace.SpanKind.PRODUCER,
-            attributes=attributes,
+            context=parent,
+            kind=kind,
+            attributes=attributes if count is None else {**attributes, _BATCH[telemetry.kind]: count},
+            links=links,
         )
-        if count is not None:
-            self._span.set_attribute(
-                "db.operation.batch.size" if kind == "db" else "messaging.batch.message_count", count
-            )
-        self._scope = trace.use_span(
+        self._scope: AbstractContextManager[trace.Span] = trace.use_span(
             self._span, end_on_exit=True, record_exception=False, set_status_on_exception=False
         )
 
@@ -67,7 +80,7 @@ class Call:
             self._attributes["error.type"] = kind.__qualname__
             self._span.set_status(trace.StatusCode.ERROR, kind.__qualname__)
             self._span.set_attribute("error.type", kind.__qualname__)
-        self._telemetry.histogram.record(time.perf_counter() - self._began, self._attributes)
+        self._histogram.record(time.perf_counter() - self._began, self._attributes)
         self._scope.__exit__(None, None, None)
 
 
@@ -89,12 +102,12 @@ _SILENT = _Silent()
 
 
 class Telemetry:
-    """Give every provider the same spans and metrics: `with telemetry.call("append", count=len(rows)): …`.
+    """Give every provider the same spans and metrics.
 
     `system` is the semantic convention's name of the technology: `sqlite`, `postgresql`, `neo4j`, `redis`, `kafka`.
     """
 
-    __slots__ = ("attributes", "histogram", "kind", "listening", "system", "tracer")
+    __slots__ = ("attributes", "histogram", "kind", "listening", "processing", "system", "tracer")
 
     def __init__(self, kind: Kind, system: str, *, project: str, scope: str) -> None:
         self.kind = kind
@@ -104,15 +117,41 @@ class Telemetry:
             "db.system.name" if kind == "db" else "messaging.system": system,
         }
         traces, meters = _providers.get() or (trace.get_tracer_provider(), metrics.get_meter_provider())
+        meter = meters.get_meter(scope)
         self.tracer = traces.get_tracer(scope)
-        self.histogram = meters.get_meter(scope).create_histogram(
+        self.histogram = meter.create_histogram(
             f"{kind}.client.operation.duration", unit="s", description="How long a call to the backend took."
+        )
+        self.processing = (
+            meter.create_histogram(
+                "messaging.process.duration", unit="s", description="How long a handler took for what it was given."
+            )
+            if kind == "messaging"
+            else self.histogram
         )
         self.listening = _listening(traces, meters)
 
     def call(self, operation: str, count: int | None = None) -> Call | _Silent:
-        """Measure a block. `count` is the number of items where the call is about a batch."""
-        return Call(self, operation, count) if self.listening else _SILENT
+        """Measure a call to the backend: kind CLIENT for a database, PRODUCER for messaging.
+
+        `count` is the number of items where the call is about a batch.
+        """
+        if not self.listening:
+            return _SILENT
+        return Call(self, operation, _SPAN_KINDS[self.kind], count, None, None)
+
+    def handling(
+        self,
+        operation: str = "process",
+        count: int | None = None,
+        *,
+        parent: Context | None = None,
+        links: Sequence[trace.Link] | None = None,
+    ) -> Call | _Silent:
+        """Measure a handler at work on what came from the backend: kind CONSUMER, below the sender's span `parent`."""
+        if not self.listening:
+            return _SILENT
+        return Call(self, operation, trace.SpanKind.CONSUMER, count, parent, links)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -29,8 +30,16 @@ class Point:
 class RecordedSpan(trace.NonRecordingSpan):
     """A span that remembers what it was told."""
 
-    def __init__(self, name: str, kind: trace.SpanKind, attributes: Mapping[str, AttributeValue] | None) -> None:
-        super().__init__(trace.SpanContext(trace_id=1, span_id=id(self) or 1, is_remote=False))
+    def __init__(
+        self,
+        name: str,
+        kind: trace.SpanKind,
+        attributes: Mapping[str, AttributeValue] | None,
+        parent: trace.SpanContext,
+    ) -> None:
+        trace_id = parent.trace_id or random.getrandbits(128)
+        super().__init__(trace.SpanContext(trace_id, random.getrandbits(64), is_remote=False))
+        self.parent = parent if parent.is_valid else None
         self.name = name
         self.kind = kind
         self.attributes: dict[str, AttributeValue] = dict(attributes or {})
@@ -99,7 +108,7 @@ class _Tracer(trace.NoOpTracer):
         record_exception: bool = True,
         set_status_on_exception: bool = True,
     ) -> trace.Span:
-        span = RecordedSpan(name, kind, attributes)
+        span = RecordedSpan(name, kind, attributes, parent=trace.get_current_span(context).get_span_context())
         self._recorder.spans.append(span)
         return span
 

@@ -1,0 +1,136 @@
+"""Log lines that an operator can use: JSON in production, readable on a terminal, and never with a secret.
+
+    log = get_logger(__name__)
+    log.info("flight stored", flight="UA1545", password=secret)   # the password becomes ***
+
+Every line, also one of the standard library's `logging`, says project, service, environment and, inside a span, its
+`trace_id` and `span_id`. `Service` configures this when it opens, unless the program has configured `logging` itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Literal, TextIO, cast
+
+import structlog
+
+from kmp_core.redaction import redact, redact_text
+
+__all__ = ["LogFormat", "configure", "configured", "get_logger"]
+
+LogFormat = Literal["auto", "json", "console"]
+EventDict = MutableMapping[str, Any]
+
+_OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "gunicorn.error", "gunicorn.access")
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Marks what `configure` installed, so that configuring again replaces it."""
+
+
+def get_logger(name: str | None = None) -> structlog.stdlib.BoundLogger:
+    """A logger that takes facts as keywords: `log.info("stored", rows=3)`."""
+    return cast(structlog.stdlib.BoundLogger, structlog.stdlib.get_logger(name))
+
+
+def configured() -> bool:
+    """Whether anybody has given the process a log handler already."""
+    return bool(logging.getLogger().handlers)
+
+
+def configure(
+    *,
+    project: str,
+    service: str,
+    environment: str,
+    format: LogFormat = "auto",  # noqa: A002 - reads best at the call
+    level: str = "info",
+    stream: TextIO | None = None,
+) -> None:
+    """Configure structlog and `logging` for the process. A second call replaces the first one's work.
+
+    Servers that bring log handlers of their own (uvicorn, gunicorn) have them taken away, so that their lines look
+    like all others.
+    """
+    stream = stream or sys.stderr
+    as_json = format == "json" or (format == "auto" and not stream.isatty())
+    facts = {"project": project, "service": service, "environment": environment}
+    handler = _Handler(stream)
+    handler.setFormatter(_formatter(facts, as_json=as_json, colors=stream.isatty()))
+    root = logging.getLogger()
+    for old in [one for one in root.handlers if isinstance(one, _Handler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    for name in _OWN_HANDLERS:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def _formatter(facts: Mapping[str, str], *, as_json: bool, colors: bool) -> logging.Formatter:
+    def add_facts(_: Any, __: str, event: EventDict) -> EventDict:
+        return {**facts, **event}
+
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_trace,
+        add_facts,
+    ]
+    ends: list[Any] = (
+        [_render_exception, _redact, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        if as_json
+        else [
+            _render_exception,
+            _redact,
+            structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback),
+        ]
+    )
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.contextvars.merge_contextvars],
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ends],
+        keep_exc_info=True,
+        keep_stack_info=True,
+    )
+
+
+_traceback = structlog.processors.ExceptionRenderer()
+"""Python's own traceback: no frame shows its local variables, which may be secrets."""
+
+
+def _render_exception(logger: Any, name: str, event: EventDict) -> EventDict:
+    return cast(EventDict, _traceback(logger, name, event))
+
+
+def _add_trace(_: Any, __: str, event: EventDict) -> EventDict:
+    # Who has not imported OpenTelemetry has no span.
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is not None:
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            event["trace_id"] = f"{context.trace_id:032x}"
+            event["span_id"] = f"{context.span_id:016x}"
+    return event
+
+
+def _redact(_: Any, __: str, event: EventDict) -> EventDict:
+    clean: EventDict = redact(event)
+    clean["event"] = redact_text(str(event.get("event", "")))
+    return clean
