@@ -69,7 +69,7 @@ def layers(session: nox.Session) -> None:
     """Check that siblings import the core alone, and that the core loads no driver."""
     # The command, not `-m`: the package has no __main__.
     session.run(str(Path(sys.executable).with_name("lint-imports")))
-    python(session, ".ci/import_weight.py")
+    python(session, "-m", "pytest", "-q", "tests/workspace/test_layers.py")
 
 
 @nox.session

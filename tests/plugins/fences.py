@@ -116,11 +116,11 @@ def run(command: str, expected: str, page: Page) -> str:
         text=True,
         start_new_session=True,
     )
+    assert process.stdout is not None
     # The last resort, so that a page that never ends fails instead of hanging.
     killer = threading.Timer(SECONDS, os.killpg, (process.pid, signal.SIGKILL))
     killer.start()
     try:
-        assert process.stdout is not None
         got = ""
         if interrupted:
             wanted = [line for line in before.splitlines() if line.strip() != "..."]
@@ -172,12 +172,9 @@ def tear_down(namespace: dict[str, Any]) -> None:
     namespace.pop("page").close()
 
 
-_sybil = Sybil(parsers=[parse], patterns=["*.md"], excludes=["requirements/*"], setup=set_up, teardown=tear_down)
-pytest_collect_file = _sybil.pytest()
+pytest_collect_file = Sybil(parsers=[parse], patterns=["*.md"], path="/", setup=set_up, teardown=tear_down).pytest()
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """Only the pages of this project: the README and `docs`, not what a tool generated below it."""
-    if collection_path.suffix != ".md":
-        return None
-    return True if {"api", "_build"} & set(collection_path.relative_to(ROOT).parts) else None
+    """Leave out what the documentation's build generated from docstrings."""
+    return True if collection_path.parts[-3:-1] == ("reference", "api") else None

@@ -1,0 +1,53 @@
+"""What importing the packages costs and drags in; static layers are import-linter's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ["kmp_core", "kmp_storage", "kmp_messaging"]
+
+DRIVERS = {
+    "aiokafka", "aiosqlite", "asyncpg", "fastapi", "httpx", "neo4j", "opentelemetry.sdk", "psycopg", "pytest", "redis",
+    "sqlite3", "starlette", "uvicorn",
+}  # fmt: skip
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The names of all modules that a fresh interpreter has after the statement."""
+    code = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_loads_no_driver(package: str) -> None:
+    assert loaded_by(f"import {package}") & DRIVERS == set()
+
+
+@pytest.mark.parametrize("package", ["kmp_storage", "kmp_messaging"])
+def test_a_sibling_loads_the_core_and_no_other_sibling(package: str) -> None:
+    loaded = {name.partition(".")[0] for name in loaded_by(f"import {package}")}
+    assert loaded & set(PACKAGES) == {package, "kmp_core"}
+
+
+def test_nothing_but_the_modules_for_tests_needs_pytest(root: Path) -> None:
+    """A service's container has no pytest: it is no dependency of the packages."""
+    code = """
+import importlib, pkgutil, sys
+sys.modules["pytest"] = None
+for root in sys.argv[1:]:
+    package = importlib.import_module(root)
+    for module in pkgutil.walk_packages(package.__path__, root + "."):
+        if not {"testing", "pytest_plugin", "__main__"} & set(module.name.split(".")):
+            importlib.import_module(module.name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *PACKAGES], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
