@@ -1,0 +1,173 @@
+"""Buckets of time in a zone's local time, right on the days when clocks change.
+
+A bucket begins at a whole unit of the local clock. Days, weeks, months and years are as long as the calendar makes
+them (a day has 23 or 25 hours twice a year). Units of at most an hour keep the two passes of a repeated hour apart;
+longer ones, such as `6h`, take both into the one bucket that the clock shows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from typing import Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from kmp_core.errors import InvalidInput
+from kmp_storage.embedded.columns import from_microseconds, microseconds
+
+__all__ = ["Every", "Segment", "begin_of", "every_of", "key_expression", "segments", "zone_of"]
+
+_TEXT = re.compile(r"(\d{1,6})(s|m|h|d|w|month|y)", re.ASCII)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_MICRO = 1_000_000
+_DAY = 86400 * _MICRO
+_HOUR = 3600 * _MICRO
+_WALL_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - what a clock on the wall shows has no zone
+_MONDAY = (date(2000, 1, 3) - date(1970, 1, 1)).days * _DAY
+_EXAMPLE = '"15m", "1h", "1d", "1w", "1month" or "1y"'
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """The length of a bucket: microseconds of the local clock, or calendar months."""
+
+    unit: Literal["clock", "months"]
+    size: int
+
+    @property
+    def splits(self) -> bool:
+        """Whether the two passes of a repeated hour are kept apart."""
+        return self.unit == "clock" and self.size <= _HOUR
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of time, in microseconds UTC, in which the zone's offset stays the same."""
+
+    begin: int
+    end: int
+    offset: int
+
+
+def every_of(value: object) -> Every:
+    """Read `every`. Raises `InvalidInput` for a length at which local clocks have no whole unit."""
+    if isinstance(value, timedelta):
+        size = value // timedelta(microseconds=1)
+        return _clock(size)
+    match = _TEXT.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise InvalidInput("every", "is no length of a bucket", example=_EXAMPLE)
+    count, unit = int(match[1]), match[2]
+    if unit in _SECONDS:
+        return _clock(count * _SECONDS[unit] * _MICRO)
+    if not 1 <= count <= 1200:
+        raise InvalidInput("every", "must be between one month and a century", example=_EXAMPLE)
+    months = count * (12 if unit == "y" else 1)
+    if months < 12 and 12 % months:
+        raise InvalidInput("every", "must divide the year, so that each year begins a bucket", example='"3month"')
+    return Every("months", months)
+
+
+def zone_of(name: str) -> ZoneInfo:
+    """The zone of an IANA name. Raises `InvalidInput` for what is none."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError, TypeError, AttributeError):
+        raise InvalidInput("zone", "is no name of an IANA time zone", example='"Europe/Berlin"') from None
+
+
+def segments(zone: ZoneInfo, begin: int, end: int) -> list[Segment]:
+    """The stretches of one offset that cover `begin <= time <= end`."""
+    if zone.key == "UTC":
+        return [Segment(begin, end + 1, 0)]
+    found: list[Segment] = []
+    at, offset = begin, _offset(zone, begin)
+    start = begin
+    while at <= end:
+        # No zone has changed its clocks twice within a day.
+        later = min(at + _DAY, end + 1)
+        if _offset(zone, later) != offset:
+            change = _first(at, later, lambda moment, old=offset: _offset(zone, moment) != old)  # type: ignore[misc]
+            found.append(Segment(start, change, offset))
+            start, offset = change, _offset(zone, change)
+        at = later
+    if start <= end:
+        found.append(Segment(start, end + 1, offset))
+    return found
+
+
+def key_expression(every: Every) -> str:
+    """SQL for a bucket's key, where `t.time` is the row's and `segment.offset_us` what to add for the local clock.
+
+    For buckets that split it is the beginning in UTC; otherwise what the local clock shows then, or a count of months.
+    """
+    local = '(t."time" + segment.offset_us)'
+    if every.unit == "months":
+        # Of whole seconds, rounded towards the past.
+        seconds = f"(({local} - (({local} % {_MICRO}) + {_MICRO}) % {_MICRO}) / {_MICRO})"
+        year, month = (f"CAST(strftime('{code}', {seconds}, 'unixepoch') AS INTEGER)" for code in ("%Y", "%m"))
+        index = f"({year} * 12 + {month} - 1)"
+        return f"({index} - {index} % {every.size})"
+    anchor = _MONDAY if every.size % (7 * _DAY) == 0 or every.size > _DAY else 0
+    since = f"({local} - {anchor})"
+    floor = f"({local} - (({since} % {every.size}) + {every.size}) % {every.size})"
+    if not every.splits:
+        return floor
+    return f"max(segment.begin_us, {floor} - segment.offset_us)"
+
+
+def begin_of(key: int, every: Every, zone: ZoneInfo) -> datetime:
+    """When the bucket with this key begins, in the zone."""
+    if every.splits:
+        return from_microseconds(key).astimezone(zone)
+    if every.unit == "months":
+        return _first_showing(datetime(max(key // 12, 1), key % 12 + 1, 1), zone)  # noqa: DTZ001 - on the wall
+    return _first_showing(_WALL_EPOCH + timedelta(microseconds=key), zone)
+
+
+def _clock(size: int) -> Every:
+    fits = size > 0 and (_DAY % size == 0 if size < _DAY else size % _DAY == 0)
+    if not fits or size > 36_600 * _DAY:
+        raise InvalidInput("every", "must divide the day or be whole days", example=_EXAMPLE)
+    return Every("clock", size)
+
+
+def _first_showing(wall: datetime, zone: ZoneInfo) -> datetime:
+    """The first moment at which the zone's clock shows `wall`, or has just jumped over it."""
+    try:
+        moment = wall.replace(tzinfo=zone).astimezone(UTC)
+        if moment.astimezone(zone).replace(tzinfo=None) == wall:
+            return moment.astimezone(zone)
+        # The clock jumped over it: the bucket begins with the jump.
+        after = microseconds(moment)
+        before = microseconds(wall.replace(tzinfo=zone, fold=1).astimezone(UTC))
+    except OverflowError:
+        return wall.replace(tzinfo=UTC)  # at either end of the calendar
+    low, high = min(before, after), max(before, after)
+    offset = _offset(zone, low)
+    return from_microseconds(_first(low, high, lambda at: _offset(zone, at) != offset)).astimezone(zone)
+
+
+def _first(low: int, high: int, true: Callable[[int], bool]) -> int:
+    """The first second in `low < at <= high` (of one change) for which `true` holds."""
+    base = low - low % _MICRO
+    low_s, high_s = 0, -(-(high - base) // _MICRO)
+    while high_s - low_s > 1:
+        middle = (low_s + high_s) // 2
+        if true(base + middle * _MICRO):
+            high_s = middle
+        else:
+            low_s = middle
+    return base + high_s * _MICRO
+
+
+@lru_cache(maxsize=65536)
+def _offset(zone: ZoneInfo, at: int) -> int:
+    try:
+        offset = from_microseconds(at).astimezone(zone).utcoffset()
+    except OverflowError:
+        return 0  # at either end of the calendar
+    return (offset or timedelta(0)) // timedelta(microseconds=1)

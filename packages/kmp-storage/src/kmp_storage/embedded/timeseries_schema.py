@@ -1,0 +1,148 @@
+"""One table per series, made on first use and evolved by addition alone.
+
+The catalogue tells what a series' table holds, so that a class which does not fit is refused with advice before
+anything is written. Every function here runs inside a transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from kmp_core.errors import Conflict
+from kmp_storage.embedded.columns import SQL_TYPES, kept_kind
+from kmp_storage.embedded.timeseries_codec import Codec
+
+__all__ = ["MIGRATIONS", "Series", "find", "prepare", "quoted", "table", "unique_index"]
+
+MIGRATIONS = (
+    """
+    CREATE TABLE series (
+        name TEXT PRIMARY KEY,
+        fields TEXT NOT NULL,      -- JSON: name to [kind, may be missing]
+        tags TEXT NOT NULL,        -- JSON
+        unique_fields TEXT NOT NULL,  -- JSON
+        retention INTEGER          -- microseconds
+    ) STRICT, WITHOUT ROWID
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What the catalogue says of a series."""
+
+    fields: dict[str, tuple[str, bool]]
+    tags: tuple[str, ...]
+    unique: tuple[str, ...]
+    retention: int | None
+
+
+def quoted(name: str) -> str:
+    """A name for SQL. It was checked against an allow-list when its class was defined."""
+    return f'"{name}"'
+
+
+def table(series: str) -> str:
+    """The table of a series, already quoted; the prefix keeps it apart from ours and SQLite's own."""
+    return quoted(f"series_{series}")
+
+
+def unique_index(codec: Codec[Any]) -> str:
+    """The columns of the key, for SQL."""
+    return ", ".join(map(quoted, ("time", *codec.unique)))
+
+
+def find(connection: sqlite3.Connection, series: str) -> Series | None:
+    """What is known of a series, or None before its first use."""
+    row = connection.execute(
+        "SELECT fields, tags, unique_fields, retention FROM series WHERE name = ?", (series,)
+    ).fetchone()
+    if row is None:
+        return None
+    fields = {name: (kind, missing) for name, (kind, missing) in json.loads(row[0]).items()}
+    return Series(fields, tuple(json.loads(row[1])), tuple(json.loads(row[2])), row[3])
+
+
+def prepare(connection: sqlite3.Connection, codec: Codec[Any]) -> None:
+    """Make or extend the table, under the write lock. Raises `Conflict` where the class does not fit what is stored."""
+    stored = find(connection, codec.series)
+    declared = _declared(codec)
+    if stored is None:
+        _create(connection, codec)
+        _save(connection, codec, declared)
+        return
+    check(codec, stored)
+    for name, (kind, _) in declared.items():
+        if name not in stored.fields:
+            connection.execute(f"ALTER TABLE {table(codec.series)} ADD COLUMN {quoted(name)} {SQL_TYPES[kind]}")
+    _index_tags(connection, codec)
+    # A field of another version of the class stays known; only looser, never stricter.
+    merged = {**stored.fields, **declared}
+    for name in stored.fields.keys() & declared.keys():
+        merged[name] = (declared[name][0], stored.fields[name][1] or declared[name][1])
+    _save(connection, codec, merged)
+
+
+def check(codec: Codec[Any], stored: Series) -> None:
+    """Raise `Conflict`, with advice, where the class cannot share the table."""
+    if set(codec.unique) != set(stored.unique):
+        raise _misfit(codec, f"is stored with unique={stored.unique} and declared with unique={codec.unique}")
+    declared = _declared(codec)
+    for name, (kind, missing) in declared.items():
+        if name not in stored.fields:
+            if not missing:
+                advice = f"give it a default, or make it '{name}: ... | None'"
+                raise _misfit(codec, f"has rows without the new field {name!r}", advice)
+        elif stored.fields[name][0] != kind:
+            raise _misfit(codec, f"keeps {name!r} as {stored.fields[name][0]}, and the class declares {kind}")
+        elif stored.fields[name][1] and not missing:
+            raise _misfit(codec, f"may have rows without {name!r}", "give it a default, or allow None")
+    for name, (_, missing) in stored.fields.items():
+        if name not in declared and not missing:
+            advice = f"keep it, or first release a version in which it is '{name}: ... | None'"
+            raise _misfit(codec, f"needs the field {name!r}, which the class lacks", advice)
+
+
+def _declared(codec: Codec[Any]) -> dict[str, tuple[str, bool]]:
+    return {f.name: (kept_kind(f), f.optional or not f.required) for f in codec.fields.values()}
+
+
+def _create(connection: sqlite3.Connection, codec: Codec[Any]) -> None:
+    columns = [
+        f"{quoted(field.name)} {SQL_TYPES[kept_kind(field)]}{' NOT NULL' if field.name == 'time' else ''}"
+        for field in codec.fields.values()
+    ]
+    name = table(codec.series)
+    connection.execute(f"CREATE TABLE {name} ({', '.join(columns)}) STRICT")
+    if codec.unique:
+        connection.execute(f'CREATE UNIQUE INDEX "key_{codec.series}" ON {name} ({unique_index(codec)})')
+    else:
+        connection.execute(f'CREATE INDEX "time_{codec.series}" ON {name} ("time")')
+    _index_tags(connection, codec)
+
+
+def _index_tags(connection: sqlite3.Connection, codec: Codec[Any]) -> None:
+    for tag in codec.tags:
+        connection.execute(
+            f'CREATE INDEX IF NOT EXISTS "tag_{codec.series}.{tag}" ON {table(codec.series)} ({quoted(tag)}, "time")'
+        )
+
+
+def _save(connection: sqlite3.Connection, codec: Codec[Any], fields: dict[str, tuple[str, bool]]) -> None:
+    retention = None if codec.retention is None else codec.retention // timedelta(microseconds=1)
+    connection.execute(
+        "INSERT OR REPLACE INTO series VALUES (?, ?, ?, ?, ?)",
+        (codec.series, json.dumps(fields), json.dumps(codec.tags), json.dumps(codec.unique), retention),
+    )
+
+
+def _misfit(codec: Codec[Any], problem: str, advice: str | None = None) -> Conflict:
+    advice = advice or "give the new shape a series of its own"
+    return Conflict(
+        f"{codec.model.__name__} does not fit what is stored: series {codec.series!r} {problem}; {advice}",
+        key=codec.series,
+    )
