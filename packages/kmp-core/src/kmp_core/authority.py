@@ -41,6 +41,7 @@ class Credential:
     """What a service proves itself to the authority with. The secret shows in no repr."""
 
     client_id: str
+    """`<project>/<service>`: no colon, which Basic authentication could not carry (RFC 7617, section 2)."""
     secret: SecretStr
 
 
@@ -88,7 +89,7 @@ class DevelopmentAuthority:
     ) -> Credential:
         """Let a service in, with the audiences it may call and the scopes it may ask for; its old secret ends."""
         owner, name = Project(project), ServiceName(service)
-        client_id = self.subject(owner, name)
+        client_id = f"{owner}/{name}"
         secret = secrets.token_urlsafe(32)
         self._clients[client_id] = Client(
             owner,
@@ -145,7 +146,7 @@ class DevelopmentAuthority:
         content: dict[str, Any] = {
             "iss": self.issuer,
             "sub": subject,
-            "client_id": subject,
+            "client_id": f"{project}/{service}",
             "aud": _audience(audience),
             "iat": issued,
             "exp": issued + lifetime,
@@ -157,7 +158,7 @@ class DevelopmentAuthority:
         return self._current.sign(content | dict(claims or {}))
 
     def subject(self, project: Project, service: ServiceName) -> str:
-        """The SPIFFE ID of a service, which is also its client id."""
+        """The SPIFFE ID of a service."""
         return str(SpiffeId.for_service(self.trust_domain, project, service))
 
     def verifier(self, *, audience: str, clock: Callable[[], float] | None = None) -> StaticKeysVerifier:

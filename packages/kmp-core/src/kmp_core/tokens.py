@@ -16,7 +16,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from kmp_core.claims import ClaimRules
 from kmp_core.deadlines import duration
@@ -203,8 +203,8 @@ def _leeway(value: float | timedelta | str) -> float:
 
 
 def _prepare(keys: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> dict[str, VerificationKey]:
-    entries = keys.get("keys") if isinstance(keys, Mapping) else keys
-    if entries is None or isinstance(entries, str | bytes | Mapping):
+    entries: object = cast("Mapping[str, Any]", keys).get("keys") if isinstance(keys, Mapping) else keys
+    if not isinstance(entries, Iterable) or isinstance(entries, str | bytes | Mapping):
         raise ConfigurationError(Fault("keys", "is not a JSON Web Key Set", example='{"keys": [...]}'))
     found: dict[str, VerificationKey] = {}
     faults: list[Fault] = []
