@@ -18,7 +18,7 @@ _METADATA_NAME = re.compile(r"[a-z0-9_-]+", re.ASCII)
 _FORBIDDEN = {"Cc": "a control character", "Cs": "a lone surrogate, which is no text"}
 
 
-def check_key(key: str, field: str = "key") -> None:
+def check_key(key: object, field: str = "key") -> None:
     """Raise `InvalidInput` unless the key is 1 to 1024 bytes of UTF-8 in plain, non-empty segments.
 
     Percent-encoded separators and dots count as what they stand for, however often they are encoded, because a proxy
@@ -29,7 +29,7 @@ def check_key(key: str, field: str = "key") -> None:
         raise InvalidInput(field, problem, example=_EXAMPLE)
 
 
-def check_prefix(prefix: str) -> None:
+def check_prefix(prefix: object) -> None:
     """Raise `InvalidInput` for a prefix that no key can begin with."""
     if prefix != "":
         # What follows a prefix completes its last segment, which may be empty (`reports/`) or look odd (`..`).
