@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal, TextIO
 
 import structlog
 
@@ -32,7 +32,8 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 def get_logger(name: str | None = None) -> structlog.stdlib.BoundLogger:
     """A logger that takes facts as keywords: `log.info("stored", rows=3)`."""
-    return cast(structlog.stdlib.BoundLogger, structlog.stdlib.get_logger(name))
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+    return logger
 
 
 def configured() -> bool:
@@ -116,7 +117,7 @@ _traceback = structlog.processors.ExceptionRenderer()
 
 
 def _render_exception(logger: Any, name: str, event: EventDict) -> EventDict:
-    return cast(EventDict, _traceback(logger, name, event))
+    return _traceback(logger, name, event)
 
 
 def _add_trace(_: Any, __: str, event: EventDict) -> EventDict:

@@ -17,10 +17,14 @@ __all__ = ["MASK", "names_secret", "redact", "redact_text"]
 MASK = "***"
 _DEEPEST = 8
 _PLAIN = (bool, int, float, type(None))
+_SECRETS = (SecretStr, SecretBytes, Secret)
 
 _WORDS = frozenset(
-    "auth authorization bearer cookie cookies credential credentials dsn jwt passphrase passwd password passwords pwd "
-    "secret secrets signature token tokens".split()
+    re.findall(
+        r"\w+",
+        "auth authorization bearer cookie cookies credential credentials dsn jwt passphrase passwd password passwords "
+        "pwd secret secrets signature token tokens",
+    )
 )
 _RUN_TOGETHER = ("accesskey", "apikey", "passphrase", "passwd", "password", "privatekey", "secret", "signingkey")
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -56,29 +60,29 @@ def redact_text(text: str) -> str:
 
 def redact(value: Any, *, depth: int = 0) -> Any:
     """The value without its secrets, as plain types; what is nested too deeply becomes `…`."""
-    if isinstance(value, str):
-        return redact_text(value)
     if isinstance(value, _PLAIN):
         return value
-    if isinstance(value, SecretStr | SecretBytes | Secret):
+    if isinstance(value, _SECRETS) or type(value).__name__ == "Secret":
         return MASK
-    if depth >= _DEEPEST:
-        return "…"
     if isinstance(value, BaseModel):
         value = dict(value)
-    if isinstance(value, Mapping):
-        return {
-            str(key): MASK if names_secret(str(key)) and item is not None else redact(item, depth=depth + 1)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple | set | frozenset):
-        return [redact(item, depth=depth + 1) for item in value]
+    if isinstance(value, Mapping | list | tuple | set | frozenset):
+        return "…" if depth >= _DEEPEST else _redact_inside(value, depth + 1)
+    return redact_text(value if isinstance(value, str) else _text(value))
+
+
+def _redact_inside(value: Any, depth: int) -> Any:
+    if not isinstance(value, Mapping):
+        return [redact(item, depth=depth) for item in value]
+    return {
+        str(key): MASK if names_secret(str(key)) and item is not None else redact(item, depth=depth)
+        for key, item in value.items()
+    }
+
+
+def _text(value: Any) -> str:
     if isinstance(value, bytes | bytearray | memoryview):
         return f"<{len(value)} bytes>"
-    return redact_text(_repr(value))
-
-
-def _repr(value: Any) -> str:
     try:
         return str(value) if isinstance(value, BaseException) else repr(value)
     except Exception as error:  # a broken repr must not lose the line

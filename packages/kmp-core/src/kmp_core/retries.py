@@ -90,7 +90,7 @@ class Retries:
         self.budget.earn()
         if not idempotent:
             return await self._once(work)
-        from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, stop_any
+        from tenacity import AsyncRetrying, retry_if_exception
 
         doubts: list[bool] = []
 
@@ -100,7 +100,7 @@ class Retries:
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(again),
-            stop=stop_any(stop_after_attempt(self.policy.attempts), self._no_time_or_budget),
+            stop=self._gives_up,
             wait=self._wait,
             sleep=self._clock.sleep,
             reraise=True,
@@ -122,8 +122,8 @@ class Retries:
         asked = error.retry_after if isinstance(error, BreakerOpen | Overloaded) else 0.0
         return asked + self.policy.wait(state.attempt_number)
 
-    def _no_time_or_budget(self, state: RetryCallState) -> bool:
+    def _gives_up(self, state: RetryCallState) -> bool:
         left = remaining()
-        if left is not None and state.upcoming_sleep >= left:
+        if state.attempt_number >= self.policy.attempts or (left is not None and state.upcoming_sleep >= left):
             return True
-        return state.attempt_number < self.policy.attempts and not self.budget.spend()
+        return not self.budget.spend()

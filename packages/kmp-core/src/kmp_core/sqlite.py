@@ -1,5 +1,9 @@
 """SQLite for embedded providers: durable, shared by several processes, and never in the way of the event loop.
 
+    database = Database(path, project=project, migrations=["CREATE TABLE note (text TEXT) STRICT"])
+    await database.open()
+    await database.write(lambda connection: connection.execute("INSERT INTO note VALUES ('x')"), timeout="2s")
+
 Work is a function of a `sqlite3.Connection` that runs in a thread of the database. A write runs in one transaction
 that holds the write lock from its beginning; it is committed when the function returns and rolled back when it
 raises, when its time is over, or when its caller is cancelled. A file may be used by several processes at once (WAL
@@ -15,62 +19,38 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from kmp_core.deadlines import Timeout, within
-from kmp_core.errors import (
-    ConfigurationError,
-    Corrupt,
-    DeadlineExceeded,
-    ErrorTable,
-    Fault,
-    KmpError,
-    LifecycleError,
-    PermissionDenied,
-    Unavailable,
-)
+from kmp_core.errors import LifecycleError
 from kmp_core.project import Project
+from kmp_core.sqlite_files import (
+    BUSY,
+    Synchronous,
+    claim,
+    connect,
+    database_path,
+    make_private_directory,
+    primary,
+    translate,
+    unusable,
+)
+from kmp_core.sqlite_jobs import Interrupted, Job, Jobs
 
-__all__ = ["Database", "Synchronous", "database_path"]
+__all__ = ["Database", "Synchronous", "Work", "database_path"]
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
-Synchronous = Literal["full", "normal"]
-"""`full` survives a power cut; `normal` survives a killed process, and may lose the last moments in a power cut."""
 
-_APPLICATION_ID = 0x4B4D5031  # "KMP1", shown by `file`
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _READERS = 4
-_BUSY_MILLISECONDS = 20
-
-
-class _Interrupted(Exception):
-    """The caller does not wait any more: roll back."""
-
-
-class _Job:
-    """One piece of work on its way through a thread."""
-
-    __slots__ = ("abandoned", "connection", "deadline", "lock")
-
-    def __init__(self, seconds: float | None) -> None:
-        self.abandoned = False
-        self.connection: sqlite3.Connection | None = None
-        self.deadline = None if seconds is None else time.monotonic() + seconds
-        self.lock = threading.Lock()
-
-    def over(self) -> bool:
-        return self.abandoned or (self.deadline is not None and time.monotonic() >= self.deadline)
-
-    def interrupt(self) -> None:
-        self.abandoned = True
-        with self.lock:
-            if self.connection is not None:
-                self.connection.interrupt()
+_BEGIN = {
+    "write": ("BEGIN IMMEDIATE",),
+    # A deferred transaction takes its snapshot at the first look.
+    "read": ("BEGIN DEFERRED", "SELECT 1 FROM sqlite_schema LIMIT 1"),
+}
 
 
 class Database:
@@ -91,38 +71,42 @@ class Database:
         self.path = path
         self.project = project
         self._migrations = tuple(migrations)
-        self._synchronous = synchronous
+        self._synchronous: Synchronous = synchronous
+        self._threads: _Threads | None = None
         self._writer: sqlite3.Connection | None = None
+        self._connections: set[sqlite3.Connection] = set()
         self._readers: list[sqlite3.Connection] = []
-        self._readers_lock = threading.Lock()
-        self._write_thread: ThreadPoolExecutor | None = None
-        self._read_threads: ThreadPoolExecutor | None = None
-        self._jobs: set[_Job] = set()
+        self._lock = threading.Lock()
+        self._jobs = Jobs()
+        self._pid = 0
 
     async def open(self) -> None:
-        """Create what is missing and migrate. Raises `ConfigurationError`, `Corrupt`, `PermissionDenied`, `Unavailable`."""
-        name = f"kmp-sqlite-{self.path.stem if self.path else 'memory'}"
-        self._write_thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        if self.path is not None:
-            self._read_threads = ThreadPoolExecutor(_READERS, thread_name_prefix=f"{name}-read")
-        await self._run(self._write_thread, self._prepare, None)
+        """Create what is missing and migrate; on an error nothing is left open.
+
+        Raises `ConfigurationError` (a place that cannot be used, a stranger's file, a later version's), `Corrupt`,
+        `PermissionDenied` (another project's) and `Unavailable`.
+        """
+        if self._threads is not None or self._jobs.closed:
+            raise LifecycleError("the database was opened before; make a new one")
+        self._pid = os.getpid()
+        self._threads = _Threads(self.path)
+        try:
+            await self._jobs.run(self._threads.write, self._prepare, within(None))
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Interrupt what is running, roll it back, and close the file. Harmless when repeated."""
-        for job in tuple(self._jobs):
-            job.interrupt()
-        threads = [t for t in (self._read_threads, self._write_thread) if t is not None]
-        self._read_threads = self._write_thread = None
-        loop = asyncio.get_running_loop()
-        for executor in threads:
-            await loop.run_in_executor(None, partial(executor.shutdown, wait=True, cancel_futures=True))
-        with self._readers_lock:
-            readers, self._readers = self._readers, []
-        for connection in readers:
-            connection.close()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        threads, self._threads = self._threads, None
+        if threads is None or self._pid != os.getpid():
+            return  # in a forked child the threads do not exist, and the file is the parent's
+        try:
+            await self._jobs.close()
+            closing = asyncio.wrap_future(threads.write.submit(self._close_connections))
+            await asyncio.wait((closing,))
+        finally:
+            threads.shutdown()
 
     async def write(self, work: Work[T], *, timeout: Timeout = None) -> T:
         """Run `work` in one transaction and return what it returns, once that is committed.
@@ -130,136 +114,104 @@ class Database:
         Raises `DeadlineExceeded` when the time is over, and then nothing was written. Work that was committed in the
         very moment its time ended counts as done.
         """
-        if self._write_thread is None:
-            raise LifecycleError("the database is not open")
-
-        def job_body(job: _Job) -> T:
-            assert self._writer is not None
-            return self._transaction(self._writer, work, job, "IMMEDIATE")
-
-        return await self._run(self._write_thread, job_body, timeout)
+        return await self._jobs.run(self._open_threads().write, self._writing(work), within(timeout))
 
     async def read(self, work: Work[T], *, timeout: Timeout = None) -> T:
         """Run `work` on one consistent snapshot, beside writers."""
-        if self._write_thread is None:
-            raise LifecycleError("the database is not open")
-        if self._read_threads is None:  # in memory: one connection, one thread
+        threads = self._open_threads()
+        if threads.read is None:  # in memory: one connection, one thread
+            return await self._jobs.run(threads.write, self._writing(work), within(timeout))
 
-            def alone(job: _Job) -> T:
-                assert self._writer is not None
-                return self._transaction(self._writer, work, job, "DEFERRED")
-
-            return await self._run(self._write_thread, alone, timeout)
-
-        def job_body(job: _Job) -> T:
+        def body(job: Job) -> T:
             connection = self._borrow()
             try:
-                return self._transaction(connection, work, job, "DEFERRED")
+                return self._transaction(connection, work, job, "read")
             finally:
                 self._give_back(connection)
 
-        return await self._run(self._read_threads, job_body, timeout)
+        return await self._jobs.run(threads.read, self._translated(body), within(timeout))
+
+    def run(self, work: Work[T]) -> T:
+        """Run `work` in one transaction here and now, in memory only: nothing there waits for a disk or for others.
+
+        Saves the way through a thread, for callers that use no other method of this object beside.
+        """
+        self._open_threads()
+        if self.path is not None:
+            raise LifecycleError("only a database in memory runs work at once")
+        return self._writing(work)(Job(None))
 
     async def stream(
         self, sql: str, parameters: Sequence[Any] = (), *, chunk: int = 1000, timeout: Timeout = None
-    ) -> AsyncIterator[list[tuple[Any, ...]]]:
+    ) -> AsyncGenerator[list[tuple[Any, ...]], None]:
         """Read a result in chunks of rows from one snapshot with flat memory; `timeout` bounds the wait for each chunk.
 
         Close the iterator (`contextlib.aclosing`) when you leave it early. In memory the result is taken at once.
         """
-        if self._read_threads is None:
+        threads = self._open_threads()
+        if threads.read is None:
             rows = await self.read(lambda c: c.execute(sql, parameters).fetchall(), timeout=timeout)
             for start in range(0, len(rows), chunk):
                 yield rows[start : start + chunk]
             return
-        threads = self._read_threads
-        connection: sqlite3.Connection | None = None
-        cursor: sqlite3.Cursor | None = None
-
-        def step(job: _Job) -> list[tuple[Any, ...]]:
-            nonlocal connection, cursor
-            if connection is None:
-                connection = self._borrow()
-            with job.lock:
-                job.connection = connection
-            try:
-                if job.over():
-                    raise _Interrupted
-                if cursor is None:
-                    cursor = connection.execute(sql, parameters)
-                return cursor.fetchmany(chunk)
-            finally:
-                with job.lock:
-                    job.connection = None
-
-        def finish(job: _Job) -> None:
-            if cursor is not None:
-                cursor.close()
-            if connection is not None:
-                self._give_back(connection)
-
+        cursor = _Cursor(self._borrow, sql, parameters, chunk)
+        step = self._translated(cursor.step)
         try:
-            while rows := await self._run(threads, step, timeout):
+            while rows := await self._jobs.run(self._read_threads(), step, within(timeout)):
                 yield rows
         finally:
-            if self._read_threads is not None:
-                await self._run(threads, finish, None)
-            elif connection is not None:
-                connection.close()
+            # No job of this stream is under way here: a job that is given up is waited for.
+            if cursor.connection is not None:
+                cursor.finish()
+                self._give_back(cursor.connection)
 
-    async def _run(self, threads: ThreadPoolExecutor, body: Callable[[_Job], T], timeout: Timeout) -> T:
-        seconds = within(timeout)
-        job = _Job(seconds)
-        self._jobs.add(job)
-        future = asyncio.get_running_loop().run_in_executor(threads, self._guarded, body, job)
-        try:
-            done, _ = await asyncio.wait((future,), timeout=seconds)
-            if not done:
-                await self._abandon(future, job)
-            return future.result()
-        except asyncio.CancelledError:
-            if not future.done():
-                await self._abandon(future, job)
-            if not future.cancelled():
-                future.exception()  # retrieved: the caller is gone
-            raise
-        except _Interrupted as error:
-            if not self._jobs or self._write_thread is None:
-                raise LifecycleError("the database was closed while the call was running") from error
-            raise DeadlineExceeded(f"SQLite did not finish within {seconds or 0:.3g} s", backend="sqlite") from error
-        finally:
-            self._jobs.discard(job)
+    def _open_threads(self) -> _Threads:
+        if self._threads is None:
+            raise LifecycleError("the database is closed" if self._jobs.closed else "the database is not open")
+        if self._pid != os.getpid():
+            raise LifecycleError(
+                f"the database was opened in process {self._pid} and is used in process {os.getpid()}: "
+                "open it after the fork"
+            )
+        return self._threads
 
-    @staticmethod
-    async def _abandon(future: asyncio.Future[T], job: _Job) -> None:
-        # An interrupt reaches only the statement that is running, so it is repeated until the work has given up.
-        pause = 0.0
-        while not future.done():
-            job.interrupt()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait((future,), timeout=pause)
-            pause = 0.005
+    def _read_threads(self) -> ThreadPoolExecutor:
+        threads = self._open_threads()
+        return threads.read or threads.write
 
-    @staticmethod
-    def _guarded(body: Callable[[_Job], T], job: _Job) -> T:
-        try:
-            return body(job)
-        except sqlite3.OperationalError as error:
-            if _primary(error) == sqlite3.SQLITE_INTERRUPT or (_primary(error) in _BUSY and job.over()):
-                raise _Interrupted from error
-            raise (_ERRORS.translate(error) or error) from error
-        except sqlite3.DatabaseError as error:
-            raise (_ERRORS.translate(error) or error) from error
+    def _writing(self, work: Work[T]) -> Callable[[Job], T]:
+        writer = self._writer
+        if writer is None:
+            raise LifecycleError("the database is not open")
+        return self._translated(lambda job: self._transaction(writer, work, job, "write"))
 
-    def _transaction(self, connection: sqlite3.Connection, work: Work[T], job: _Job, mode: str) -> T:
-        with job.lock:
-            job.connection = connection
-        try:
-            self._begin(connection, job, mode)
+    def _translated(self, body: Callable[[Job], T]) -> Callable[[Job], T]:
+        """The body, with SQLite's errors coming out as ours."""
+
+        def guarded(job: Job) -> T:
             try:
+                return body(job)
+            except sqlite3.DatabaseError as error:
+                code = primary(error)
+                if job.over() and (code == sqlite3.SQLITE_INTERRUPT or code in BUSY):
+                    raise Interrupted from error
+                translated = translate(error, self.path)
+                if translated is None:
+                    raise
+                raise translated from error
+
+        return guarded
+
+    def _transaction(
+        self, connection: sqlite3.Connection, work: Work[T], job: Job, mode: Literal["read", "write"]
+    ) -> T:
+        job.works_on(connection)
+        try:
+            try:
+                self._begin(connection, job, mode)
                 result = work(connection)
                 if job.over():
-                    raise _Interrupted
+                    raise Interrupted
                 connection.execute("COMMIT")
             except BaseException:
                 with contextlib.suppress(sqlite3.Error):
@@ -268,167 +220,107 @@ class Database:
                 raise
             return result
         finally:
-            with job.lock:
-                job.connection = None
+            job.works_on(None)
 
     @staticmethod
-    def _begin(connection: sqlite3.Connection, job: _Job, mode: str) -> None:
+    def _begin(connection: sqlite3.Connection, job: Job, mode: Literal["read", "write"]) -> None:
         # SQLite's own busy handler neither hears an interrupt nor is fair, so it waits briefly and we ask again.
-        while True:
-            if job.over():
-                raise _Interrupted
-            try:
-                connection.execute(f"BEGIN {mode}")
-            except sqlite3.OperationalError as error:
-                if _primary(error) not in _BUSY:
-                    raise
-                time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311 - spreads processes, no secret
-            else:
-                return
+        for statement in _BEGIN[mode]:
+            while True:
+                if job.over():
+                    raise Interrupted
+                try:
+                    connection.execute(statement).fetchall()
+                except sqlite3.OperationalError as error:
+                    if primary(error) not in BUSY:
+                        raise
+                    time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311 - spreads processes, no secret
+                else:
+                    break
 
-    def _prepare(self, job: _Job) -> None:
+    def _prepare(self, job: Job) -> None:
         if self.path is not None:
-            _make_private_directory(self.path.parent)
-        self._writer = self._connect()
-        version = self._transaction(self._writer, self._migrate, job, "IMMEDIATE")
-        if version > len(self._migrations):
-            raise Unavailable(
-                f"{self.path} was written by a later version (schema {version}, this one knows "
-                f"{len(self._migrations)}): upgrade this service, or give it another directory",
-                backend="sqlite",
-            )
-
-    def _migrate(self, connection: sqlite3.Connection) -> int:
-        application: int = connection.execute("PRAGMA application_id").fetchone()[0]
-        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-        if application not in (0, _APPLICATION_ID):
-            raise ConfigurationError(
-                Fault(str(self.path), "belongs to another application", example="an empty directory")
-            )
-        if version == 0 and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            raise ConfigurationError(
-                Fault(str(self.path), "belongs to another application", example="an empty directory")
-            )
-        if version == 0:
-            connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.execute("CREATE TABLE kmp_owner (project TEXT NOT NULL) STRICT")
-            connection.execute("INSERT INTO kmp_owner VALUES (?)", (self.project,))
-        owner: str = connection.execute("SELECT project FROM kmp_owner").fetchone()[0]
-        if owner != self.project:
-            raise PermissionDenied(f"{self.path} belongs to another project", project=self.project)
-        for number, script in enumerate(self._migrations[version:], start=version + 1):
-            for statement in _statements(script):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {number}")
-        return max(version, len(self._migrations))
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            ":memory:" if self.path is None else self.path,
-            timeout=_BUSY_MILLISECONDS / 1000,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=256,
-        )
+            make_private_directory(self.path.parent)
         try:
-            for pragma in (
-                "journal_mode = WAL",
-                f"synchronous = {self._synchronous}",
-                "foreign_keys = ON",
-                "trusted_schema = OFF",
-                "temp_store = MEMORY",
-                "cache_size = -16384",
-            ):
-                _patiently(connection, f"PRAGMA {pragma}")
-        except BaseException:
-            connection.close()
-            raise
+            self._writer = self._connect(project=self.project)
+            claiming = self._writing(lambda c: claim(c, self.path, self.project, self._migrations))
+            claiming(job)
+        except sqlite3.Error as error:
+            raise unusable(error, self.path) or translate(error, self.path) or error from error
+
+    def _connect(self, *, project: Project | None = None) -> sqlite3.Connection:
+        connection = connect(self.path, self._synchronous, project=project)
+        with self._lock:
+            self._connections.add(connection)
         return connection
 
     def _borrow(self) -> sqlite3.Connection:
-        with self._readers_lock:
+        with self._lock:
             if self._readers:
                 return self._readers.pop()
         return self._connect()
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
-        with self._readers_lock:
-            if self._write_thread is not None and len(self._readers) < _READERS:
+        with self._lock:
+            if not self._jobs.closed and len(self._readers) < _READERS:
                 self._readers.append(connection)
                 return
+            self._connections.discard(connection)
         connection.close()
 
-
-def database_path(directory: Path, url: str, name: str) -> Path | None:
-    """Where an embedded provider keeps its file: None for `memory:`, `<directory>/<name>.db` for `sqlite:`, else the URL's path."""
-    scheme, _, rest = url.partition(":")
-    if scheme == "memory":
-        return None
-    path = rest.removeprefix("//")
-    return Path(path) if path else directory / f"{name}.db"
-
-
-def _primary(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+    def _close_connections(self) -> None:
+        with self._lock:
+            connections, self._connections = self._connections, set()
+            self._readers.clear()
+        self._writer = None
+        for connection in connections:
+            connection.close()
 
 
-def _patiently(connection: sqlite3.Connection, statement: str, seconds: float = 5.0) -> None:
-    # The switch to WAL needs the file for itself for a moment; several processes may open it at once.
-    end = time.monotonic() + seconds
-    while True:
+class _Threads:
+    """One thread that writes, and some that read where several connections can share the data."""
+
+    def __init__(self, path: Path | None) -> None:
+        name = f"kmp-sqlite-{path.stem if path else 'memory'}"
+        self.write = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self.read = None if path is None else ThreadPoolExecutor(_READERS, thread_name_prefix=f"{name}-read")
+
+    def shutdown(self) -> None:
+        """Let the threads end by themselves; nobody waits for them."""
+        for executor in (self.read, self.write):
+            if executor is not None:
+                executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _Cursor:
+    """A result that is read chunk by chunk."""
+
+    def __init__(
+        self, borrow: Callable[[], sqlite3.Connection], sql: str, parameters: Sequence[Any], chunk: int
+    ) -> None:
+        self._borrow = borrow
+        self._query = (sql, parameters)
+        self._chunk = chunk
+        self._cursor: sqlite3.Cursor | None = None
+        self.connection: sqlite3.Connection | None = None
+
+    def step(self, job: Job) -> list[tuple[Any, ...]]:
+        """The next rows; none at the end."""
+        if self.connection is None:
+            self.connection = self._borrow()
+        job.works_on(self.connection)
         try:
-            connection.execute(statement).fetchall()
-        except sqlite3.OperationalError as error:
-            if _primary(error) not in _BUSY or time.monotonic() >= end:
-                raise
-            time.sleep(0.005)
-        else:
-            return
+            if job.over():
+                raise Interrupted
+            if self._cursor is None:
+                self._cursor = self.connection.execute(*self._query)
+            return self._cursor.fetchmany(self._chunk)
+        finally:
+            job.works_on(None)
 
-
-def _statements(script: str) -> list[str]:
-    statements, pending = [], ""
-    for part in script.split(";"):
-        pending += part + ";"
-        if sqlite3.complete_statement(pending):
-            if pending.strip(" \n;"):
-                statements.append(pending.strip())
-            pending = ""
-    return statements
-
-
-def _make_private_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"cannot be created ({os.strerror(error.errno or 0)})"
-        raise ConfigurationError(
-            Fault(str(directory), problem, example="a directory that this user may write")
-        ) from error
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise ConfigurationError(
-            Fault(str(directory), "cannot be written", example="a directory that this user may write")
-        )
-
-
-def _translate(error: BaseException) -> KmpError | None:
-    assert isinstance(error, sqlite3.Error)
-    code = _primary(error)
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return Corrupt(
-            "The SQLite file is damaged or is none; it was left as it is. Move it away, and restore a copy or begin anew"
-        )
-    messages = {
-        sqlite3.SQLITE_FULL: "The disk is full; nothing was written",
-        sqlite3.SQLITE_IOERR: "The disk reported an error",
-        sqlite3.SQLITE_READONLY: "The SQLite file cannot be written",
-        sqlite3.SQLITE_CANTOPEN: "The SQLite file cannot be opened; see that its directory can be written and has room",
-        sqlite3.SQLITE_PERM: "The SQLite file may not be accessed",
-        sqlite3.SQLITE_BUSY: "Another process holds the SQLite file",
-        sqlite3.SQLITE_LOCKED: "Another process holds the SQLite file",
-        sqlite3.SQLITE_NOMEM: "SQLite is out of memory",
-    }
-    return Unavailable(messages[code], backend="sqlite") if code in messages else None
-
-
-_ERRORS = ErrorTable({sqlite3.DatabaseError: _translate})
+    def finish(self) -> None:
+        """Let go of the snapshot."""
+        if self._cursor is not None:
+            # A connection that was closed meanwhile has let go by itself.
+            with contextlib.suppress(sqlite3.ProgrammingError):
+                self._cursor.close()

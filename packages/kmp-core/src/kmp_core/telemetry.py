@@ -48,10 +48,11 @@ class Call:
         self,
         telemetry: Telemetry,
         operation: str,
+        *,
         kind: trace.SpanKind,
         count: int | None,
-        parent: Context | None,
-        links: Sequence[trace.Link] | None,
+        parent: Context | None = None,
+        links: Sequence[trace.Link] | None = None,
     ) -> None:
         attributes = {**telemetry.attributes, f"{telemetry.kind}.operation.name": operation}
         self._attributes = attributes
@@ -138,7 +139,7 @@ class Telemetry:
         """
         if not self.listening:
             return _SILENT
-        return Call(self, operation, _SPAN_KINDS[self.kind], count, None, None)
+        return Call(self, operation, kind=_SPAN_KINDS[self.kind], count=count)
 
     def handling(
         self,
@@ -151,7 +152,7 @@ class Telemetry:
         """Measure a handler at work on what came from the backend: kind CONSUMER, below the sender's span `parent`."""
         if not self.listening:
             return _SILENT
-        return Call(self, operation, trace.SpanKind.CONSUMER, count, parent, links)
+        return Call(self, operation, kind=trace.SpanKind.CONSUMER, count=count, parent=parent, links=links)
 
 
 @contextmanager

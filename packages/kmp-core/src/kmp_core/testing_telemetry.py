@@ -97,7 +97,7 @@ class _Tracer(trace.NoOpTracer):
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
-    def start_span(
+    def start_span(  # noqa: PLR0917 - the signature of OpenTelemetry's API
         self,
         name: str,
         context: Context | None = None,
