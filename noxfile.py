@@ -15,16 +15,26 @@ import nox
 ROOT = Path(__file__).parent
 PACKAGES = sorted(file.parent for file in ROOT.glob("packages/*/pyproject.toml"))
 EXAMPLES = sorted(file.parent for file in ROOT.glob("examples/*/pyproject.toml"))
-SOURCES = ["packages", "examples", "benchmarks", "docs/conf.py", "docs/generate.py", "noxfile.py", "dev.py"]
+SOURCES = [
+    "packages",
+    "examples",
+    "benchmarks",
+    "docs/conf.py",
+    "tests/plugins",
+    "tests/workspace",
+    ".ci",
+    "noxfile.py",
+    "dev.py",
+]
 
 nox.options.default_venv_backend = "none"
 nox.options.error_on_missing_interpreters = True
 nox.options.sessions = ["tests", "lint", "types", "layers", "docs"]
 
 
-def python(session: nox.Session, *arguments: str | Path, **options: str) -> None:
+def python(session: nox.Session, *arguments: str | Path) -> None:
     """Run Python with these arguments in the session's environment."""
-    session.run("python" if session.virtualenv.bin_paths else sys.executable, *map(str, arguments), env=options)
+    session.run("python" if session.virtualenv.bin_paths else sys.executable, *map(str, arguments))
 
 
 @nox.session
@@ -75,7 +85,6 @@ def layers(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation into `site/`; a warning is an error."""
-    python(session, "docs/generate.py", "--check")
     python(session, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "docs", "site")
     session.log(f"open {ROOT / 'site' / 'index.html'}")
 
@@ -110,6 +119,17 @@ def minimum(session: nox.Session) -> None:
     session.install("--quiet", "--no-deps", "--no-build-isolation", *editable())
     python(session, "-m", "pip", "check")
     python(session, "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def pins(session: nox.Session) -> None:
+    """Choose versions anew: the newest for development, the lowest allowed for `minimum`."""
+    metadata = [str(package.relative_to(ROOT) / "pyproject.toml") for package in PACKAGES]
+    common = ["--quiet", "--universal", "--python-version=3.11", "--generate-hashes", "--no-emit-index-url", "--no-header",
+              "--all-extras", "--no-emit-package=kmp-core"]  # fmt: skip
+    for name, resolution in (("development", "highest"), ("minimum", "lowest-direct")):
+        files = [f"--output-file=requirements/{name}.txt", f"requirements/{name}.in", *metadata]
+        python(session, "-m", "uv", "pip", "compile", *common, f"--resolution={resolution}", *files, *session.posargs)
 
 
 def editable() -> list[str]:
