@@ -125,8 +125,8 @@ def minimum(session: nox.Session) -> None:
 def pins(session: nox.Session) -> None:
     """Choose versions anew: the newest for development, the lowest allowed for `minimum`."""
     metadata = [str(package.relative_to(ROOT) / "pyproject.toml") for package in PACKAGES]
-    common = ["--quiet", "--universal", "--python-version=3.11", "--generate-hashes", "--no-emit-index-url", "--no-header",
-              "--all-extras", "--no-emit-package=kmp-core"]  # fmt: skip
+    common = ["--quiet", "--universal", "--python-version=3.11", "--generate-hashes", "--no-emit-index-url"]
+    common += ["--no-header", "--all-extras", "--no-emit-package=kmp-core"]
     for name, resolution in (("development", "highest"), ("minimum", "lowest-direct")):
         files = [f"--output-file=requirements/{name}.txt", f"requirements/{name}.in", *metadata]
         python(session, "-m", "uv", "pip", "compile", *common, f"--resolution={resolution}", *files, *session.posargs)
