@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kmp_core.errors import ConfigurationError, Fault
-from kmp_core.settings_files import UnreadableFile, expand, read_small_file
+from kmp_core.settings_files import UnreadableFile, expand, read_text_file
 
 __all__ = ["MANIFEST_NAME", "Manifest", "find_manifest", "read_manifest"]
 
@@ -76,7 +76,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def _read_text(path: Path) -> str:
     try:
-        return read_small_file(path)
+        return read_text_file(path)
     except UnreadableFile as error:
         raise _wrong(path, error.problem, error.example) from None
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from kmp_core.errors import ConfigurationError, Fault
 from kmp_core.manifest import Manifest, find_manifest, read_manifest
-from kmp_core.settings_files import UnreadableFile, expand, read_small_file
+from kmp_core.settings_files import UnreadableFile, expand, read_text_file
 
 __all__ = ["DEFAULT_ENVIRONMENT", "Found", "Key", "Sources", "current_sources"]
 
@@ -222,7 +222,7 @@ class _Reading:
 
     def _read_text(self, field: str, path: Path) -> str | None:
         try:
-            return read_small_file(path)
+            return read_text_file(path)
         except UnreadableFile as error:
             self.faults.append(Fault(field, f"{path} {error.problem}", error.example))
             return None
