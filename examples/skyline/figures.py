@@ -16,10 +16,12 @@ __all__ = [
     "GivenUp",
     "Place",
     "ProcessUse",
+    "Progress",
     "Result",
     "RouteDelay",
     "Run",
     "Way",
+    "Written",
 ]
 
 ORIGINS = ("EWR", "JFK", "LGA")
@@ -111,6 +113,19 @@ class Figures(_Value):
     way: Way | None
     cache: CacheUse
     dead_letters: tuple[GivenUp, ...]
+
+
+class Progress(_Value):
+    """What `delays` says of its work: how many events wait for it."""
+
+    behind: int
+
+
+class Written(_Value):
+    """What `delays` says of a report: where in its bucket it is, and of how many flights it tells."""
+
+    key: str
+    flights: int
 
 
 class Attempt(_Value):

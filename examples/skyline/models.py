@@ -5,7 +5,7 @@ from __future__ import annotations
 from kmp_messaging import Event
 from kmp_storage import Edge, Measurement, Node
 
-__all__ = ["Airport", "Delay", "Departed", "Diverted", "Garbled", "Route"]
+__all__ = ["Airport", "Delay", "Departed", "Route"]
 
 
 class Departed(Event, topic="flights.departed", key="origin"):
@@ -17,20 +17,6 @@ class Departed(Event, topic="flights.departed", key="origin"):
     dest: str
     miles: int
     minutes: float | None
-
-
-class Garbled(Event, topic="flights.departed", key="origin", type="Departed"):
-    """A departure as a broken sender would write it: the delay is a word, and half of the fields are missing."""
-
-    origin: str
-    minutes: str
-
-
-class Diverted(Event, topic="flights.departed", key="origin"):
-    """A kind of event that `delays` has never heard of."""
-
-    origin: str
-    dest: str
 
 
 class Delay(Measurement, series="delays", tags=("origin", "dest"), unique=("carrier", "flight", "origin")):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from calendar import month_abbr
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -61,10 +63,13 @@ class Board:
             "handled": self._progress.add_task("delays handles", total=total),
         }
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         self._progress.start()
+        return self
 
-    def stop(self) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
     def move(self, bar: str, completed: int) -> None:
