@@ -8,8 +8,8 @@ directory is touched, so it works where pip refuses to change the system (PEP 66
 `ensurepip`.
 
     python3 dev.py                       list the sessions
-    python3 dev.py tests -k cache        whatever follows the session's name is handed on to it
-    python3 dev.py lint types            several sessions
+    python3 dev.py lint types            run several
+    python3 dev.py tests -k cache        what is no session's name is handed on to the session
 """
 
 # This file must parse under every Python 3, or an old one could not be told that it is too old.
@@ -84,10 +84,11 @@ def main(arguments: "list[str]") -> int:
 
 
 def session_arguments(arguments: "list[str]") -> "list[str]":
-    """What nox is called with: the leading words are sessions, the first option and all after it is theirs."""
-    count = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    """What nox is called with: the first word is a session, so are those after it that name one; the rest is theirs."""
+    known = re.findall(r"^def (\w+)\(session: nox\.Session\)", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
+    count = next((i for i, word in enumerate(arguments) if i and word not in known), len(arguments))
     names, rest = arguments[:count], arguments[count:]
-    if not names:
+    if not names or names[0].startswith("-"):
         return ["--list"]
     return ["--session", *names, "--", *(rest[1:] if rest[:1] == ["--"] else rest)]
 

@@ -43,6 +43,8 @@ name = "small"
 version = "1"
 """
 
+SESSIONS = ("tests", "lint", "types")
+
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -63,6 +65,7 @@ def clone(tmp_path: Path, root: Path) -> Path:
     (clone / "requirements").mkdir(parents=True)
     (clone / "packages" / "small").mkdir(parents=True)
     shutil.copy(root / "dev.py", clone)
+    (clone / "noxfile.py").write_text("".join(f"def {name}(session: nox.Session): ...\n" for name in SESSIONS))
     digest = hashlib.sha256(wheel(tmp_path).read_bytes()).hexdigest()
     (clone / "requirements" / "development.txt").write_text(f"nox==1 --hash=sha256:{digest}\n")
     (clone / "packages" / "small" / "pyproject.toml").write_text(PROJECT)
@@ -137,6 +140,11 @@ def test_without_a_session_the_sessions_are_listed(start: Start) -> None:
 def test_two_dashes_and_several_sessions_are_understood(start: Start) -> None:
     _, out, err = end(start("lint", "types", "--", "--limit", "5"))
     assert out.rstrip().endswith("--session lint types -- --limit 5"), err
+
+
+def test_paths_after_the_session_are_its_own(start: Start) -> None:
+    _, out, err = end(start("tests", "tests/core", "-x"))
+    assert out.rstrip().endswith("--session tests -- tests/core -x"), err
 
 
 def test_a_second_run_installs_nothing(start: Start, tmp_path: Path) -> None:
