@@ -10,10 +10,8 @@
 
 from __future__ import annotations
 
-import ast
-import asyncio
 import doctest
-import inspect
+import json
 import os
 import re
 import shlex
@@ -25,7 +23,6 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from sybil import Document, Example, Region, Sybil
@@ -34,17 +31,16 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60
 NAMED = re.compile(r"# ([\w./-]+\.(?:py|toml))\n")
-CHECKED_ELSEWHERE = re.compile(r"(git clone|python3? -m (pip|venv)|pip install|source|cd) ")
+CHECKED_ELSEWHERE = re.compile(r"(git clone|(\S*/)?python3? -m (pip|venv)|pip install|cd) ")
 
 
 class Page:
-    """Where the fences of one page run: a directory and a module of their own."""
+    """Where the fences of one page run: a directory, and a Python process that begins with its first `python` fence."""
 
     def __init__(self) -> None:
         self.temporary = tempfile.TemporaryDirectory(prefix="kmp-page-")
         self.directory = Path(self.temporary.name)
-        self.module = ModuleType(f"page_{id(self)}")
-        sys.modules[self.module.__name__] = self.module
+        self._worker: subprocess.Popen[str] | None = None
 
     def write(self, source: str) -> None:
         if name := NAMED.match(source):
@@ -52,31 +48,39 @@ class Page:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(source)
 
+    def execute(self, source: str, path: str, line: int) -> str:
+        """Run in the page's Python process; empty, or the traceback."""
+        if self._worker is None:
+            command = [sys.executable, "-W", "error", str(Path(__file__).with_name("fence_worker.py"))]
+            self._worker = subprocess.Popen(
+                command,
+                cwd=self.directory,
+                env=self.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        assert self._worker.stdin is not None
+        assert self._worker.stdout is not None
+        print(json.dumps([source, path, line]), file=self._worker.stdin, flush=True)
+        answer = self._worker.stdout.readline()
+        return str(json.loads(answer)) if answer else f"the page's process ended with {self._worker.wait()}"
+
     def close(self) -> None:
-        del sys.modules[self.module.__name__]
+        if self._worker is not None:
+            self._worker.communicate(timeout=SECONDS)
         self.temporary.cleanup()
 
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("KMP_", "COV"))}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
 
 
 def run_python(example: Example, page: Page) -> None:
-    source = str(example.parsed)
-    page.write(source)
-    lines = "\n" * example.line + source
-    code = compile(lines, example.path, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    previous = Path.cwd()
-    os.chdir(page.directory)
-    try:
-        result = eval(
-            code, page.module.__dict__
-        )  # a code object of several statements; returns a coroutine if it awaits
-        if inspect.iscoroutine(result):
-            asyncio.run(result)
-    finally:
-        os.chdir(previous)
+    page.write(str(example.parsed))
+    failure = page.execute(str(example.parsed), example.path, example.line)
+    assert not failure, failure
 
 
 def run_toml(example: Example, page: Page) -> None:

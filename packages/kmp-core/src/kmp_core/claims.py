@@ -35,6 +35,7 @@ class ClaimRules:
             value = getattr(self, name)
             if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT:
                 raise InvalidInput(name, f"must be text of 1 to {_MAX_TEXT} characters")
+        SpiffeId(self.trust_domain)  # raises for a name that no trust domain can have
 
     def principal(self, claims: dict[str, Any], now: float) -> Principal:
         """The caller that these claims name. Raises `Unauthenticated` unless each is there and right."""

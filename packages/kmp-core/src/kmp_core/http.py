@@ -15,7 +15,7 @@ from kmp_core.breaker import Breaker
 from kmp_core.client_credentials import ClientCredentials
 from kmp_core.deadlines import Timeout, deadline, duration
 from kmp_core.http_errors import IDEMPOTENT, SAFE, error_of, table_for
-from kmp_core.http_transport import TOKEN, ServiceTransport
+from kmp_core.http_transport import EXTENSION, ServiceTransport
 from kmp_core.origins import credential_origin
 from kmp_core.plugins import extra
 from kmp_core.retries import Retries
@@ -85,7 +85,7 @@ class ServiceClient(httpx.AsyncClient):
         async with deadline(self._total if own is None else own, what="the request", backend=self._backend):
             # Before the backend's breaker and retries: an authority that is down says nothing about the service.
             if self._service.serves(request.url):
-                request.extensions[TOKEN] = await self._service.token()
+                request.extensions[EXTENSION] = await self._service.token()
             return await self._retries.call(
                 lambda: self._attempt(request, stream=stream, **options),
                 # A body that comes from a stream is gone after the first try.

@@ -18,9 +18,9 @@ from kmp_core.tokens import ForgetfulTokenSource, TokenSource
 with extra("httpx", install="kmp-core[http]"):
     import httpx
 
-__all__ = ["TOKEN", "ServiceTransport"]
+__all__ = ["EXTENSION", "ServiceTransport"]
 
-TOKEN = "kmp.token"
+EXTENSION = "kmp.token"
 """The extension in which a request brings the token for the service, so that getting one is no call to it."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -49,7 +49,7 @@ class ServiceTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if not self.serves(request.url):
             return await self._send(request, None)
-        token: str = request.extensions.get(TOKEN) or await self.token()
+        token: str = request.extensions.get(EXTENSION) or await self.token()
         response = await self._send(request, token)
         # A refused token may have been withdrawn before its time. The call was not looked at, so any method may be
         # sent again, provided that its body can be.
@@ -107,7 +107,7 @@ class ServiceTransport(httpx.AsyncBaseTransport):
 
 def _equip(request: httpx.Request, token: str | None) -> httpx.Request:
     headers = request.headers.copy()
-    extensions = {name: value for name, value in request.extensions.items() if name != TOKEN}
+    extensions = {name: value for name, value in request.extensions.items() if name != EXTENSION}
     left = remaining()
     if token is not None:
         headers["authorization"] = f"Bearer {token}"

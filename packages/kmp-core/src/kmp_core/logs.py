@@ -37,8 +37,8 @@ def get_logger(name: str | None = None) -> structlog.stdlib.BoundLogger:
 
 
 def configured() -> bool:
-    """Whether anybody has given the process a log handler already."""
-    return bool(logging.getLogger().handlers)
+    """Whether somebody else has given the process a log handler already."""
+    return any(not isinstance(handler, _Handler) for handler in logging.getLogger().handlers)
 
 
 def configure(

@@ -14,37 +14,24 @@ A web framework runs itself: `FastAPI(lifespan=service.lifespan)`, and `await se
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import signal
-import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
-from kmp_core import plugins
 from kmp_core.capability import Capability, CapabilitySpec, spec_of
 from kmp_core.context import Context
-from kmp_core.deadlines import Timeout, detached
-from kmp_core.errors import BackendError, DeadlineExceeded, LifecycleError
+from kmp_core.deadlines import Timeout
+from kmp_core.errors import LifecycleError
 from kmp_core.health import Health
-from kmp_core.resource import Intake, Resource
-from kmp_core.service_providers import Providers
-from kmp_core.signals import Signals
-
-if TYPE_CHECKING:
-    from kmp_core.service_settings import Configuration
+from kmp_core.resource import Resource
+from kmp_core.service_life import Life
 
 __all__ = ["Replacement", "Service"]
 
 C = TypeVar("C", bound=Resource)
-
-_CLOSE_SHARE = 0.2
-"""What part of the shutdown grace is kept for closing, so that draining cannot use all of it."""
-
-_log = logging.getLogger(__name__)
 
 
 class Replacement(Generic[C]):
@@ -85,17 +72,21 @@ class Service:
             "shutdown_grace": shutdown_grace,
         }
         self._replacements: dict[str, tuple[CapabilitySpec, Resource]] = {}
-        self._life: _Life | None = None
+        self._life: Life | None = None
         self._health = Health()
 
     async def __aenter__(self) -> Self:
         if self._life is not None:
             raise LifecycleError("the service is open already")
-        from kmp_core.service_settings import configure  # a settings class costs more than all the rest of kmp_core
+        from kmp_core.service_settings import (
+            configure,
+            configure_logs,
+        )  # a settings class costs more than all the rest of kmp_core
 
         configuration = configure(self._environment, self._arguments)
+        configure_logs(configuration)
         self._health.restart()
-        self._life = _Life(configuration, self._health, dict(self._replacements))
+        self._life = Life(configuration, self._health, dict(self._replacements))
         return self
 
     async def __aexit__(
@@ -116,9 +107,10 @@ class Service:
         return cast(C, await self._open_life().providers.get(spec_of(capability)))
 
     async def optional(self, capability: Capability[C]) -> C | None:
-        """Like `get` for what the service can do without: None while the backend is away.
+        """Like `get` for what the service can do without: None while the backend is away, so ask each time.
 
-        Its failing check degrades the service and leaves it ready.
+        Its failing check degrades the service and leaves it ready. A backend that did not open is tried again at most
+        every five seconds, and then found again without a restart.
         """
         return cast(C | None, await self._open_life().optional(spec_of(capability)))
 
@@ -132,6 +124,7 @@ class Service:
         await life.start()
         try:
             await life.stopping.wait()
+            await life.linger()
         finally:
             await life.drain()
         life.raise_failure()
@@ -157,7 +150,7 @@ class Service:
         self._open_life().stop()
 
     def start_task(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
-        """Work in the background until the drain cancels it; when it fails, the service stops and `run` raises its error."""
+        """Work in the background until the drain cancels it; if it fails, the service stops and `run` raises it."""
         try:
             life = self._open_life()
         except LifecycleError:
@@ -180,144 +173,8 @@ class Service:
             self._life.providers.replace(spec, provider)
         self._replacements[spec.name] = (spec, provider)
 
-    def _open_life(self) -> _Life:
+    def _open_life(self) -> Life:
         if self._life is None:
             raise LifecycleError("the service is not open: use 'async with Service(...) as service'")
         self._life.ensure_same_process()
         return self._life
-
-
-class _Life:
-    """What exists between entering and leaving a service."""
-
-    def __init__(
-        self,
-        configuration: Configuration,
-        health: Health,
-        replacements: dict[str, tuple[CapabilitySpec, Resource]],
-    ) -> None:
-        self.configuration = configuration
-        self.health = health
-        self.providers = Providers(self._make, self._opened)
-        for spec, provider in replacements.values():
-            self.providers.replace(spec, provider)
-        self.stopping = asyncio.Event()
-        self.signals = Signals(self._signalled)
-        self.on_failure = self.stop
-        self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._failure: BaseException | None = None
-        self._optional: set[str] = set()
-        self._taking_in = False
-        self._end: float | None = None
-
-    def ensure_same_process(self) -> None:
-        if self._pid != os.getpid():
-            raise LifecycleError(
-                f"the service was opened in process {self._pid} and is used in process {os.getpid()}: "
-                "open it after the fork, in each worker (for example in the ASGI lifespan)"
-            )
-
-    def context(self, asker: str | None) -> Context:
-        async def get(capability: Capability[C], /) -> C:
-            return cast(C, await self.providers.get(spec_of(capability), asker=asker))
-
-        settings = self.configuration.settings
-        return Context(settings.project, settings.service, settings.environment, self.configuration.directory, get)
-
-    async def optional(self, spec: CapabilitySpec) -> Resource | None:
-        self._optional.add(spec.name)
-        try:
-            return await self.providers.get(spec)
-        except BackendError as error:
-            _log.warning("%s is optional and cannot be opened: %s", spec.name, type(error).__name__)
-            return None
-
-    async def start(self) -> None:
-        self._taking_in = True
-        for _, provider in self.providers.open:
-            if isinstance(provider, Intake):
-                await provider.start()
-        self.health.mark("ready")
-
-    def stop(self) -> None:
-        self.stopping.set()
-
-    def start_task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name, context=detached())
-        self._tasks.add(task)
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def raise_failure(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
-
-    async def drain(self) -> None:
-        """Take nothing more in, and let what is under way end, within the grace less what closing needs."""
-        self.health.mark("draining")
-        self._taking_in = False
-        grace = self.configuration.settings.shutdown_grace.total_seconds()
-        self._end = time.monotonic() + grace
-        self.signals.arm(grace + 1.0)
-        seconds = grace * (1 - _CLOSE_SHARE)
-        intakes = [provider for _, provider in self.providers.open if isinstance(provider, Intake)]
-        work: set[asyncio.Task[None]] = {
-            asyncio.create_task(intake.drain(timeout=seconds), name="kmp-drain", context=detached())
-            for intake in intakes
-        }
-        for task in self._tasks:
-            task.cancel()
-        work |= self._tasks
-        if not work:
-            return
-        done, late = await asyncio.wait(work, timeout=seconds)
-        for task in late:
-            task.cancel()
-        for task in done - self._tasks:
-            if not task.cancelled() and task.exception() is not None:
-                self._fail(task.exception())
-        if late:
-            names = ", ".join(sorted(task.get_name() for task in late))
-            self._fail(DeadlineExceeded(f"the drain was not done within {seconds:.3g} s ({names})"))
-
-    async def close(self, error: BaseException | None) -> None:
-        if self.health.phase != "draining":
-            await self.drain()
-        try:
-            failures = await self.providers.close(self._end or 0.0)
-        finally:
-            self.signals.restore(disarm=not self.providers.hung)
-        for failure in failures:
-            _log.error("closing failed: %s: %s", type(failure).__name__, failure)
-        if error is None:
-            self.raise_failure()
-            if failures:
-                raise failures[0]
-
-    def _make(self, spec: CapabilitySpec) -> Resource:
-        url = self.configuration.url(spec)
-        factory = plugins.find(spec, url)
-        with self.configuration.sources.used():
-            return cast(Resource, factory.from_url(url, context=self.context(spec.name)))
-
-    async def _opened(self, spec: CapabilitySpec, provider: Resource) -> None:
-        self.health.add(spec.name, provider.check, optional=spec.name in self._optional)
-        if self._taking_in and isinstance(provider, Intake):
-            await provider.start()
-
-    def _signalled(self, received: signal.Signals) -> None:
-        self._loop.call_soon_threadsafe(self.stop)
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            _log.error("task %s failed: %s", task.get_name(), type(error).__name__)
-            self._fail(error)
-            self.on_failure()
-
-    def _fail(self, error: BaseException | None) -> None:
-        self._failure = self._failure or error

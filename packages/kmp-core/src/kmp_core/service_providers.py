@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from kmp_core.capability import CapabilitySpec
-from kmp_core.deadlines import deadline, detached
+from kmp_core.deadlines import Timeout, deadline, detached
 from kmp_core.errors import ConfigurationError, DeadlineExceeded, Fault, LifecycleError
 from kmp_core.resource import Resource
 
@@ -18,14 +18,13 @@ __all__ = ["Providers"]
 Make = Callable[[CapabilitySpec], Resource]
 Hook = Callable[[CapabilitySpec, Resource], Awaitable[None]]
 
-_OPEN_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
 _LAST_CALL_SECONDS = 0.5
 
 
 @dataclass(eq=False)
 class _Entry:
-    """One capability: the task that opens its provider, what that needs, and whether the service itself asked for it."""
+    """One capability: the task that opens its provider, what that needs, and whether the user asked for it."""
 
     spec: CapabilitySpec
     task: asyncio.Task[Resource] | None = None
@@ -41,7 +40,8 @@ class Providers:
     `make` builds a provider that is not open yet; `opened` is awaited when one has opened.
     """
 
-    def __init__(self, make: Make, opened: Hook) -> None:
+    def __init__(self, make: Make, opened: Hook, *, open_timeout: Timeout) -> None:
+        self._open_timeout = open_timeout
         self._make = make
         self._opened = opened
         self._entries: dict[str, _Entry] = {}
@@ -126,12 +126,14 @@ class Providers:
                 provider = self._make(entry.spec)
             entry.owned = getattr(provider, "state", "new") != "open"
             if entry.owned:
-                async with deadline(_OPEN_SECONDS, what=f"opening {entry.spec.name}"):
+                async with deadline(self._open_timeout, what=f"opening {entry.spec.name}"):
                     await provider.open()
             entry.provider = provider
             await self._opened(entry.spec, provider)
         except BaseException:
             self._entries.pop(entry.spec.name, None)
+            if entry.provider is None and provider is not None and entry.owned:
+                entry.provider = provider  # a provider that does not clean up after itself
             if entry.provider is not None:
                 await self._close(entry, _CLOSE_SECONDS)
             await self._release(entry.needs)

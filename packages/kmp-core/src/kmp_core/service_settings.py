@@ -15,7 +15,7 @@ from kmp_core.settings import Settings
 from kmp_core.settings_sources import Key, Sources
 from kmp_core.settings_url import ConnectionUrl
 
-__all__ = ["Configuration", "ServiceSettings", "configure"]
+__all__ = ["Configuration", "ServiceSettings", "configure", "configure_logs"]
 
 _EMBEDDED = frozenset({"directory", "env", "file", "memory", "sqlite"})
 _LOCAL = "local"
@@ -36,8 +36,14 @@ class ServiceSettings(Settings, prefix=""):
     directory: Path = Path(".kmp")
     """Where embedded providers keep their files, in one directory per project."""
 
+    open_timeout: Duration = timedelta(seconds=30)
+    """How long one capability may take to open, what it depends on included, before the start fails."""
+
+    shutdown_delay: Duration = timedelta(0)
+    """How long the service goes on serving after readiness is off, so that load balancers notice first."""
+
     shutdown_grace: Duration = timedelta(seconds=25)
-    """How long a service may take from the first signal to its end. Keep it below the orchestrator's own limit."""
+    """How long a service may take from the first signal to its end. Keep it below what the orchestrator allows."""
 
     log_format: Literal["auto", "json", "console"] = "auto"
     """`json` for machines, `console` for people; `auto` chooses `console` on a terminal."""
@@ -103,3 +109,18 @@ def configure(environment: str | None, arguments: dict[str, Any]) -> Configurati
     if faults:
         raise ConfigurationError(*faults)
     return configuration
+
+
+def configure_logs(configuration: Configuration) -> None:
+    """Give the process log lines, unless it has some: a program's own configuration of `logging` stays."""
+    from kmp_core import logs
+
+    settings = configuration.settings
+    if not logs.configured():
+        logs.configure(
+            project=settings.project,
+            service=settings.service,
+            environment=settings.environment,
+            format=settings.log_format,
+            level=settings.log_level,
+        )

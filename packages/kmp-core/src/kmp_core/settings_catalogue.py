@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -16,11 +17,20 @@ from typing import Any
 
 from pydantic import Field
 
+from kmp_core.capability import declared
 from kmp_core.errors import Fault
 from kmp_core.settings import Settings
 from kmp_core.settings_sources import Key, Sources, Table
 
-__all__ = ["GROUP", "SourceSettings", "broken_plugins", "capabilities", "installed_classes", "misspelt"]
+__all__ = [
+    "GROUP",
+    "SourceSettings",
+    "broken_plugins",
+    "capabilities",
+    "import_capabilities",
+    "installed_classes",
+    "misspelt",
+]
 
 GROUP = "kmp.settings"
 
@@ -28,7 +38,10 @@ _SECRET = re.compile(r"KMP_SECRET_(?!DIR\Z)")  # read by EnvironmentSecrets; the
 
 
 class SourceSettings(Settings, prefix=""):
-    """Where the other settings are read from. In `kmp.toml` these have no effect."""
+    """Where all other settings are read from.
+
+    These are read from the environment, and the last two from an env file as well; in `kmp.toml` they have no effect.
+    """
 
     env_file: Path | None = Field(None, examples=["deploy/local.env"])
     """A file of lines `KMP_…=value`; without it `.env` in the working directory, where there is one."""
@@ -50,6 +63,15 @@ def capabilities() -> tuple[str, ...]:
     """The capabilities that some installed package provides, such as `storage.timeseries`."""
     groups = {group.removeprefix("kmp.") for group in entry_points().groups if group.startswith("kmp.")}
     return tuple(sorted(groups - {"settings"}))
+
+
+def import_capabilities() -> None:
+    """Import the modules that declare the capabilities, so that their defaults are known. What fails is left out."""
+    known = {spec.name for spec in declared()}
+    for name in capabilities():
+        for entry in entry_points(group=f"kmp.{name}") if name not in known else ():
+            with suppress(Exception):  # a stranger's module may raise anything
+                entry.load()
 
 
 @cache

@@ -8,8 +8,8 @@ A provider of your own proves itself by deriving from its capability's suite (`k
         def make(self, tmp_path):
             return lambda project="acme": MyCache(f"my://{tmp_path}", project=project)
 
-The fixtures `kmp_service`, `kmp_clock` and `kmp_environment` come with the pytest plugin, which is installed with
-kmp-core.
+The fixtures `kmp_service`, `kmp_environment`, `kmp_clock` and `kmp_authority` come with the pytest plugin, which is
+installed with kmp-core.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -27,11 +28,20 @@ from kmp_core.deadlines import deadline, duration
 from kmp_core.errors import DeadlineExceeded, KmpError, LifecycleError
 from kmp_core.testing_telemetry import Point, RecordedSpan, Recorder
 
-__all__ = ["Make", "ManualClock", "Point", "ProviderContract", "RecordedSpan", "Recorder", "fork"]
+__all__ = [
+    "IsolatedEnvironment",
+    "Make",
+    "ManualClock",
+    "Point",
+    "ProviderContract",
+    "RecordedSpan",
+    "Recorder",
+    "fork",
+]
 
 
 class Make(Protocol):
-    """What the fixture `make` returns: a provider that is not open; within one test, the same project finds the same data."""
+    """What the fixture `make` returns: a provider, not open. Within one test, the same project finds the same data."""
 
     def __call__(self, project: str = "acme") -> Any: ...
 
@@ -39,7 +49,7 @@ class Make(Protocol):
 class ManualClock:
     """A clock that stands still until `advance`: for breakers, caches, tokens, and everything that takes a `Clock`."""
 
-    def __init__(self, start: datetime = datetime(2030, 1, 1, tzinfo=UTC)) -> None:  # noqa: B008 - immutable
+    def __init__(self, start: datetime = datetime(2030, 1, 1, tzinfo=UTC)) -> None:
         self._seconds = start.timestamp()
         self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
 
@@ -77,6 +87,32 @@ class ManualClock:
         for _, woken in sorted(due, key=lambda sleeper: sleeper[0]):
             if not woken.done():
                 woken.set_result(None)
+
+
+class IsolatedEnvironment:
+    """What the settings of a test are read from, and nothing else; pytest's fixture `kmp_environment`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+        self.directory = directory
+        self._monkeypatch = monkeypatch
+        for name in [name for name in os.environ if name.upper().startswith("KMP_")]:
+            monkeypatch.delenv(name)
+        # Files that exist and say nothing keep the search from finding others.
+        self.manifest("")
+        (directory / "empty.env").touch()
+        self.set("KMP_ENV_FILE", str(directory / "empty.env"))
+        self.set("KMP_DIRECTORY", str(directory / "data"))
+
+    def set(self, variable: str, value: str) -> None:
+        """Set a variable until the test ends."""
+        self._monkeypatch.setenv(variable, value)
+
+    def manifest(self, text: str) -> Path:
+        """Have this as the `kmp.toml` that counts."""
+        path = self.directory / "kmp.toml"
+        path.write_text(text, encoding="utf-8")
+        self.set("KMP_MANIFEST", str(path))
+        return path
 
 
 def fork(work: Callable[[], None]) -> int:

@@ -127,6 +127,11 @@ class StaticKeysVerifier:
         """The ids of the keys that are trusted now."""
         return frozenset(self._state.keys)
 
+    @property
+    def cached(self) -> tuple[int, int]:
+        """How many proved tokens are remembered, in the recent and in the older generation."""
+        return len(self._state.recent), len(self._state.older)
+
     def _prove(self, token: str, state: _State, now: float) -> Principal:
         parts = split(token)
         key = state.headers.get(parts.header)

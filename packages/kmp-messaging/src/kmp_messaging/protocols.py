@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol, TypeVar, overload
 
 from kmp_core.capability import capability
@@ -34,7 +34,7 @@ class EventBus(Resource, Protocol):
         """Return once all are stored durably, in the given order per key. All or nothing on the embedded provider."""
 
     @abstractmethod
-    async def publish_all(self, events: Iterable[Event], *, timeout: Timeout = None) -> int:
+    async def publish_all(self, events: Iterable[Event] | AsyncIterable[Event], *, timeout: Timeout = None) -> int:
         """Publish a long iterable in batches with flat memory and return how many; `timeout` bounds each batch."""
 
     @overload

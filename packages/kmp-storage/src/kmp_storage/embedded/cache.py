@@ -35,7 +35,7 @@ Load = Callable[[], Awaitable[bytes | None]]
 
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.1
-_TOUCHED_AT_MOST = 512
+_TOUCHED_AT_MOST = 4096
 _MAX_TTL_SECONDS = 100 * 366 * 86400.0
 
 
@@ -43,9 +43,9 @@ class SqliteCache(Provider, Cache):
     """Cache in a file that several processes share (`sqlite:`), or in the memory of this one (`memory:`).
 
     What a killed process wrote stays; a power cut may take the last moments, as is right for a cache. When the file
-    holds `max_bytes`, entries go whose time is over, then the least recently used (as far as this process knows what
-    the others read: reads are written down a few hundred at a time). Failures of the file raise typed errors; a
-    service that can do without its cache catches `BackendError`.
+    holds `max_bytes`, entries go whose time is over, then the least recently used, as far as the process that needs
+    the room knows what was read: a read costs no write, so what others read counts from when it was stored. Failures
+    of the file raise typed errors; a service that can do without its cache catches `BackendError`.
     """
 
     abilities: ClassVar[frozenset[str]] = frozenset({"bounded", "durable", "early_refresh", "shared"})
@@ -112,7 +112,7 @@ class SqliteCache(Provider, Cache):
                 if found is not None and found.value is not None:
                     return False
             expires = None if seconds is None else now + seconds
-            self._put(connection, key, value, now=now, expires=expires)
+            self._entries.put(connection, key, value, now=now, expires=expires, reads=self._reads)
             leases.revoke(connection, "load", key, now=now)
             return True
 
@@ -150,7 +150,7 @@ class SqliteCache(Provider, Cache):
             now = self._clock()
             expires = None if seconds is None else now + seconds
             leases.revoke(connection, "load", key, now=now)
-            return self._entries.increment(connection, key, by, now=now, expires=expires)
+            return self._entries.increment(connection, key, by, now=now, expires=expires, reads=self._reads)
 
         with self._telemetry.call("increment"):
             value = await self._write(add, timeout)
@@ -278,7 +278,7 @@ class SqliteCache(Provider, Cache):
         ttl *= 1 - random.uniform(0, self.settings.jitter)  # noqa: S311 - spreads ends, no secret
         share = self.settings.refresh_after
         refresh = now + ttl * share if share < 1 and value is not None else None
-        self._put(connection, key, value, now=now, expires=now + ttl, refresh=refresh)
+        self._entries.put(connection, key, value, now=now, expires=now + ttl, refresh=refresh, reads=self._reads)
         return True
 
     def _postpone(self, connection: sqlite3.Connection, key: str, found: Found) -> None:
@@ -362,28 +362,20 @@ class SqliteCache(Provider, Cache):
         now = self._clock()
         seconds = within(timeout, self.settings.timeout)
         found = await self._database.read(lambda connection: Entries.find(connection, key, now), timeout=seconds)
-        if found is not None and len(self._touched) < _TOUCHED_AT_MOST:
-            self._touched[key] = now
+        if found is not None:
+            touched = self._touched  # the writer's thread may put a new one in its place
+            touched.pop(key, None)  # to the end: the first is the one that was read longest ago
+            touched[key] = now
+            if len(touched) > _TOUCHED_AT_MOST:
+                del touched[next(iter(touched))]
         return found
 
     async def _write(self, work: Callable[[sqlite3.Connection], T], timeout: Timeout = None) -> T:
         return await self._database.write(work, timeout=within(timeout, self.settings.timeout))
 
-    def _put(
-        self,
-        connection: sqlite3.Connection,
-        key: str,
-        value: bytes | None,
-        *,
-        now: float,
-        expires: float | None,
-        refresh: float | None = None,
-    ) -> None:
-        full = self._entries.would_evict(connection, len(value or b"") + len(key))
-        if full or len(self._touched) >= _TOUCHED_AT_MOST:
-            touched, self._touched = self._touched, {}
-            self._entries.touch(connection, list(touched.items()))
-        self._entries.put(connection, key, value, now=now, expires=expires, refresh=refresh)
+    def _reads(self) -> list[tuple[str, float]]:
+        reads, self._touched = self._touched, {}
+        return list(reads.items())
 
     def _count(self, hit: bool) -> None:
         if hit:

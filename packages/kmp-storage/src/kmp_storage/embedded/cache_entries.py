@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kmp_core.errors import Conflict, InvalidInput
 
-__all__ = ["MIGRATIONS", "OVERHEAD_BYTES", "Entries", "Found", "check_key"]
+__all__ = ["MIGRATIONS", "OVERHEAD_BYTES", "Entries", "Found", "Reads", "check_key"]
 
 MIGRATIONS = (
     """
@@ -49,6 +49,9 @@ MIGRATIONS = (
 
 OVERHEAD_BYTES = 128
 """What an entry is taken to cost beside its key and its value: the row, and its place in three indexes."""
+
+Reads = Callable[[], Iterable[tuple[str, float]]]
+"""Gives the keys that were read since it was last asked, each with its time."""
 
 _LONGEST_KEY_BYTES = 512
 _PURGED_AT_ONCE = 32
@@ -113,11 +116,15 @@ class Entries:
         now: float,
         expires: float | None,
         refresh: float | None = None,
+        reads: Reads = tuple,
     ) -> None:
-        """Store an entry, after the expired and then the least recently used ones made room for it."""
+        """Store an entry, after the expired and then the least recently used ones made room for it.
+
+        `reads` is asked for what was read when, where something has to go.
+        """
         size = len(key.encode()) + len(value or b"") + OVERHEAD_BYTES
         old = connection.execute("SELECT size FROM entry WHERE key = ?", (key,)).fetchone()
-        self._make_room(connection, size - (old[0] if old else 0), keep=key, now=now)
+        self._make_room(connection, size - (old[0] if old else 0), keep=key, now=now, reads=reads)
         connection.execute(
             "INSERT INTO entry (key, value, size, expires, refresh, used) VALUES (?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (key) DO UPDATE SET value = excluded.value, size = excluded.size, "
@@ -125,7 +132,16 @@ class Entries:
             (key, value, size, expires, refresh, now),
         )
 
-    def increment(self, connection: sqlite3.Connection, key: str, by: int, *, now: float, expires: float | None) -> int:
+    def increment(
+        self,
+        connection: sqlite3.Connection,
+        key: str,
+        by: int,
+        *,
+        now: float,
+        expires: float | None,
+        reads: Reads = tuple,
+    ) -> int:
         """Add to the counter; a new one ends at `expires`, an old one keeps its own end."""
         found = self.find(connection, key, now)
         value = by
@@ -134,7 +150,7 @@ class Entries:
             expires = found.expires
         if not -_INT64 <= value < _INT64:
             raise InvalidInput("by", "takes the counter beyond 64 bits", example="1", key=key)
-        self.put(connection, key, b"%d" % value, now=now, expires=expires)
+        self.put(connection, key, b"%d" % value, now=now, expires=expires, reads=reads)
         return value
 
     @staticmethod
@@ -150,40 +166,36 @@ class Entries:
         return live
 
     @staticmethod
-    def touch(connection: sqlite3.Connection, used: Iterable[tuple[str, float]]) -> None:
-        """Write down when entries were read, so that the ones in use stay when room runs out."""
-        connection.executemany("UPDATE entry SET used = max(used, ?2) WHERE key = ?1", used)
-
-    @staticmethod
     def usage(connection: sqlite3.Connection) -> tuple[int, int]:
         """Bytes in use, and how many entries ever had to go before their time."""
         row = connection.execute("SELECT bytes, evictions FROM usage").fetchone()
         return int(row[0]), int(row[1])
 
-    def would_evict(self, connection: sqlite3.Connection, growth: int) -> bool:
-        """Whether `growth` more bytes exceed the limit."""
-        return self.usage(connection)[0] + growth > self.max_bytes
-
-    def _make_room(self, connection: sqlite3.Connection, growth: int, *, keep: str, now: float) -> None:
+    def _make_room(self, connection: sqlite3.Connection, growth: int, *, keep: str, now: float, reads: Reads) -> None:
         # A little is purged with each write, so that what expired does not pile up and no single write pays for it.
         purge = "DELETE FROM entry WHERE id IN (SELECT id FROM entry WHERE expires <= ? AND key <> ? LIMIT ?)"
         connection.execute(purge, (now, keep, _PURGED_AT_ONCE))
-        if not self.would_evict(connection, growth):
+        if self.usage(connection)[0] + growth <= self.max_bytes:
             return
         connection.execute(purge, (now, keep, -1))
+        connection.executemany("UPDATE entry SET used = max(used, ?2) WHERE key = ?1", reads())
         # Down to a low-water mark, or every write of a full cache would evict.
-        limit = int(self.max_bytes * _LOW_WATER) - growth
-        while self.usage(connection)[0] > limit and self._evict(connection, keep):
-            continue
+        excess = self.usage(connection)[0] + growth - int(self.max_bytes * _LOW_WATER)
+        while excess > 0 and (freed := self._evict(connection, excess, keep)):
+            excess -= freed
 
     @staticmethod
-    def _evict(connection: sqlite3.Connection, keep: str) -> bool:
-        cursor = connection.execute(
-            "DELETE FROM entry WHERE id IN (SELECT id FROM entry WHERE key <> ? ORDER BY used LIMIT ?)",
-            (keep, _EVICTED_AT_ONCE),
-        )
-        connection.execute("UPDATE usage SET evictions = evictions + ?", (cursor.rowcount,))
-        return cursor.rowcount > 0
+    def _evict(connection: sqlite3.Connection, excess: int, keep: str) -> int:
+        freed, going = 0, []
+        oldest = "SELECT id, size FROM entry WHERE key <> ? ORDER BY used LIMIT ?"
+        for row, size in connection.execute(oldest, (keep, _EVICTED_AT_ONCE)):
+            going.append((row,))
+            freed += size
+            if freed >= excess:
+                break
+        connection.executemany("DELETE FROM entry WHERE id = ?", going)
+        connection.execute("UPDATE usage SET evictions = evictions + ?", (len(going),))
+        return freed
 
 
 def _counter(value: bytes, key: str) -> int:

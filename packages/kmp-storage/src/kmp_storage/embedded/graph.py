@@ -175,8 +175,9 @@ class SqliteGraphStore(Provider, GraphStore):
         codec = edge_codec(edge)
         most = _limit(limit)
         sql = (
-            "SELECT s.key, t.key, e.properties FROM edges e JOIN nodes s ON s.id = e.source "
-            "JOIN nodes t ON t.id = e.target WHERE e.type = ? AND s.label = ? AND t.label = ? "
+            # CROSS JOIN fixes the order of the loops: each edge once, then its ends by their ids.
+            "SELECT s.key, t.key, e.properties FROM edges e CROSS JOIN nodes s ON s.id = e.source "
+            "CROSS JOIN nodes t ON t.id = e.target WHERE e.type = ? AND s.label = ? AND t.label = ? "
             "ORDER BY s.key, t.key LIMIT ?"
         )
         parameters = (codec.type, codec.source.label, codec.target.label, -1 if most is None else most)

@@ -1,0 +1,110 @@
+"""What is stored about failures: attempts, which outlive the process, and dead letters.
+
+Every function here runs inside one transaction of its caller, and writes only for who still owns the slot.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from kmp_messaging.values import DeadLetter
+
+__all__ = ["Attempt", "Burial", "bury", "count_attempts", "read_letters"]
+
+_OWNED = "WHERE EXISTS (SELECT 1 FROM progress AS p WHERE p.consumer_group = ? AND p.slot = ? AND p.generation = ?)"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """How often an event was tried so far."""
+
+    slot: int
+    generation: int
+    position: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Burial:
+    """A dead letter that is to be stored."""
+
+    slot: int
+    generation: int
+    position: int
+    event: str
+    topic: str
+    group: str
+    type: str
+    key: str | None
+    content: bytes
+    cause: str
+    detail: str
+    attempts: int
+    source: str | None
+    traceparent: str | None
+
+
+def count_attempts(connection: sqlite3.Connection, group: int, attempts: list[Attempt]) -> bool:
+    """Remember attempts; False where the slot belongs to somebody else now."""
+    rows = [(group, a.slot, a.position, a.count, group, a.slot, a.generation) for a in attempts]
+    statement = f"INSERT INTO attempt SELECT ?, ?, ?, ? {_OWNED} ON CONFLICT DO UPDATE SET count = excluded.count"
+    return connection.executemany(statement, rows).rowcount == len(rows)
+
+
+def bury(connection: sqlite3.Connection, group: int, letter: Burial) -> bool:
+    """Store a dead letter, once; False where the slot belongs to somebody else now."""
+    partition: int
+    (partition,) = connection.execute("SELECT partition FROM slot WHERE id = ?", (letter.slot,)).fetchone()
+    origin = f"{letter.topic}/{partition}/{letter.position}"
+    if letter.source:
+        origin += f" from {letter.source}"
+    owner = (group, letter.slot, letter.generation)
+    if connection.execute(f"SELECT 1 {_OWNED}", owner).fetchone() is None:
+        return False
+    connection.execute(
+        "INSERT INTO dead_letter (event, topic, consumer_group, type, key, content, cause, detail, attempts, origin,"
+        " traceparent, time) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (
+            letter.event,
+            letter.topic,
+            letter.group,
+            letter.type,
+            letter.key,
+            letter.content,
+            letter.cause,
+            letter.detail,
+            letter.attempts,
+            origin,
+            letter.traceparent,
+            time.time(),
+        ),
+    )
+    connection.execute(
+        "DELETE FROM attempt WHERE consumer_group = ? AND slot = ? AND position = ?",
+        (group, letter.slot, letter.position),
+    )
+    return True
+
+
+def read_letters(
+    connection: sqlite3.Connection, after: int, *, topic: str | None, group: str | None, limit: int
+) -> tuple[int, list[DeadLetter]]:
+    """Dead letters behind a number, oldest first, with the number of the last."""
+    rows = connection.execute(
+        "SELECT id, event, topic, consumer_group, type, key, content, cause, detail, attempts, origin, traceparent,"
+        " time FROM dead_letter WHERE id > ?1 AND (?2 IS NULL OR topic = ?2) AND (?3 IS NULL OR consumer_group = ?3)"
+        " ORDER BY id LIMIT ?4",
+        (after, topic, group, limit),
+    ).fetchall()
+    letters = [_letter(*row[1:]) for row in rows]
+    return (rows[-1][0] if rows else after), letters
+
+
+def _letter(*values: Any) -> DeadLetter:
+    *facts, stored = values
+    names = [field.name for field in fields(DeadLetter)]
+    return DeadLetter(**dict(zip(names, (*facts, datetime.fromtimestamp(stored, UTC)), strict=True)))

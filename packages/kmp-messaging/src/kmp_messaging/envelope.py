@@ -1,0 +1,222 @@
+"""Events on the wire: CloudEvents 1.0 in JSON ("structured mode"), so that other languages read them too.
+
+The attributes are `id`, `source`, `type`, `time`, `datacontenttype` and `dataschema`, and of the documented extensions
+`partitionkey` and `traceparent`. Readers ignore attributes they do not know, so a later version may add some.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Annotated, Any, Generic, NotRequired, TypeVar
+
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+from typing_extensions import TypedDict
+
+from kmp_core.errors import InvalidInput
+from kmp_messaging.errors import InvalidEvent, MalformedEvent, UnknownEventType
+from kmp_messaging.identifiers import new_id
+from kmp_messaging.models import Event, declared_events
+
+__all__ = ["Decoder", "Encoder", "Envelope", "Metadata", "metadata_of", "trace_attribute"]
+
+D = TypeVar("D")
+
+_CACHED_KEYS = 10_000
+_slot: Any = Event.__dict__["__kmp_envelope__"]  # the slot itself: an event is frozen, and looks up slowly
+
+
+class Envelope(TypedDict, Generic[D]):
+    """What a reader takes from the wire."""
+
+    specversion: Annotated[str, Field(pattern=r"^1\.")]
+    id: Annotated[str, Field(min_length=1)]
+    source: str
+    type: str
+    time: NotRequired[str | None]
+    dataschema: NotRequired[str | None]
+    partitionkey: NotRequired[str | None]
+    traceparent: NotRequired[str | None]
+    data: D
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """An event's envelope: `id` is the same at every delivery, and so can be the key of an effect done once.
+
+    `source` is what the publisher says of itself; it proves nothing. `attempt` counts from 1.
+    """
+
+    id: str
+    source: str | None
+    type: str
+    version: int
+    key: str | None
+    traceparent: str | None
+    attempt: int
+
+
+def metadata_of(event: Event) -> Metadata:
+    """The envelope of an event: as it was received, or as it will be published."""
+    envelope = _envelope(event)
+    _, _, version = (envelope.get("dataschema") or "").rpartition("/")
+    options = type(event).__kmp_event__
+    return Metadata(
+        id=envelope["id"],
+        source=envelope.get("source"),
+        type=options.type,
+        version=int(version) if version.isascii() and version.isdigit() else options.version,
+        key=envelope.get("partitionkey") or _key(event),
+        traceparent=envelope.get("traceparent"),
+        attempt=envelope.get("attempt", 1),
+    )
+
+
+def _envelope(event: Event) -> dict[str, Any]:
+    try:
+        envelope: dict[str, Any] = _slot.__get__(event)
+    except AttributeError:
+        envelope = {"id": new_id()}
+        _slot.__set__(event, envelope)
+    return envelope
+
+
+def _key(event: Event) -> str | None:
+    field = type(event).__kmp_event__.key
+    value = None if field is None else getattr(event, field)
+    if value is None:
+        return None
+    text = str(value.value if isinstance(value, Enum) else value)
+    if not text:
+        raise InvalidInput(str(field), "is empty, and it orders the events", example='"JFK", or None for no order')
+    return text
+
+
+class Encoder:
+    """Turns events into bytes for one publisher; `source` is its name, a URI reference (CloudEvents 1.0)."""
+
+    def __init__(self, source: str, *, largest: int) -> None:
+        self._source = source
+        self._largest = largest
+        self._heads: dict[type[Event], tuple[bytes, str | None, Callable[[Event], bytes]]] = {}
+        self._keys: dict[str, bytes] = {}
+
+    def encode(self, event: Event, tail: bytes) -> tuple[str | None, bytes]:
+        """The event's key and its bytes; `tail` is what `trace_attribute` gave, once for a batch."""
+        cls = type(event)
+        head, field, to_json = self._heads.get(cls) or self._head(cls)
+        try:
+            data = to_json(event)
+            key = None if field is None else _key(event)
+            attribute = b"" if key is None else self._keys.get(key) or self._key(key)
+        except (PydanticSerializationError, UnicodeEncodeError) as error:
+            raise InvalidInput(cls.__name__, "cannot be written as JSON", example="fields of plain values") from error
+        # `time` is the first field of every event, so its text need not be made twice.
+        end = data.find(b'"', 9)
+        stamp = data[9:end] if data.startswith(b'{"time":"') else event.time.isoformat().encode()
+        identifier = _envelope(event)["id"].encode()
+        content = b'%b,"id":"%b","time":"%b"%b%b,"data":%b}' % (head, identifier, stamp, attribute, tail, data)
+        if len(content) > self._largest:
+            problem = f"has {len(content)} bytes as an event, and {self._largest} are allowed"
+            raise InvalidInput(cls.__name__, problem, example="the key of an object in a bucket, not the object")
+        return key, content
+
+    def _head(self, cls: type[Event]) -> tuple[bytes, str | None, Callable[[Event], bytes]]:
+        options = cls.__kmp_event__
+        attributes = {
+            "specversion": "1.0",
+            "type": options.type,
+            "source": self._source,
+            "datacontenttype": "application/json",
+            "dataschema": f"kmp:{options.type}/{options.version}",
+        }
+        head = json.dumps(attributes, separators=(",", ":")).removesuffix("}").encode()
+        found = self._heads[cls] = (head, options.key, cls.__pydantic_serializer__.to_json)
+        return found
+
+    def _key(self, key: str) -> bytes:
+        if len(self._keys) >= _CACHED_KEYS:
+            self._keys.clear()
+        # Escaped to ASCII; a lone surrogate cannot be written, and must not pass as an escape.
+        key.encode()
+        attribute = self._keys[key] = b',"partitionkey":' + json.dumps(key).encode()
+        return attribute
+
+
+def trace_attribute(traceparent: str | None) -> bytes:
+    """The part of an envelope that all events of one batch share."""
+    return b"" if traceparent is None else b',"traceparent":"' + traceparent.encode() + b'"'
+
+
+_ANY = TypeAdapter[Envelope[Any]](Envelope[Any]).validator
+
+
+class Decoder:
+    """Turns bytes of one topic into events of the classes that somebody handles."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._validators: dict[str, Any] = {}
+        self._type = ""
+        self._validate: Callable[[bytes], dict[str, Any]] = _ANY.validate_json
+
+    def add(self, cls: type[Event]) -> None:
+        """Give out events of the class as its objects."""
+        validator = TypeAdapter[Any](Envelope[cls]).validator  # type: ignore[valid-type]
+        self._type = cls.__kmp_event__.type
+        self._validate = self._validators[self._type] = validator.validate_json
+
+    def decode(self, content: bytes) -> tuple[Event | None, dict[str, Any]]:
+        """The event and its envelope; no event where the type is known and nobody handles it here.
+
+        Raises `UndeliverableEvent`, in words that quote no value.
+        """
+        try:
+            envelope = self._validate(content)
+        except ValidationError:
+            return self._decode_slowly(content)
+        if envelope["type"] != self._type:
+            return self._decode_slowly(content)
+        return self._event(envelope), envelope
+
+    def _decode_slowly(self, content: bytes) -> tuple[Event | None, dict[str, Any]]:
+        try:
+            envelope: dict[str, Any] = _ANY.validate_json(content)
+        except ValidationError as error:
+            raise MalformedEvent(f"The bytes are no CloudEvent: {_faults(error)}") from None
+        kind = envelope["type"]
+        validate = self._validators.get(kind)
+        if validate is None:
+            known = sorted(cls.__kmp_event__.type for cls in declared_events(self._topic))
+            if kind in known:
+                return None, envelope
+            message = f"No class of this process has the type {kind[:200]!r} (known: {', '.join(known)})"
+            raise UnknownEventType(message, attributes=envelope)
+        try:
+            envelope = validate(content)
+        except ValidationError as error:
+            raise InvalidEvent(f"The content does not fit {kind}: {_faults(error)}", attributes=envelope) from None
+        self._type, self._validate = kind, validate
+        return self._event(envelope), envelope
+
+    @staticmethod
+    def _event(envelope: dict[str, Any]) -> Event:
+        event: Event = envelope.pop("data")
+        stamp = envelope.get("time")
+        if stamp is not None and "time" not in event.__pydantic_fields_set__:
+            # Another producer's event: the envelope alone knows the time.
+            vars(event)["time"] = _TIME.validate_python(stamp)
+        _slot.__set__(event, envelope)
+        return event
+
+
+_TIME = TypeAdapter[datetime](AwareDatetime)
+
+
+def _faults(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'event'}: {fault['msg']}" for fault in found[:5])
