@@ -1,0 +1,244 @@
+"""The real servers that the tests run against: each in a container, published on 127.0.0.1, ready when it answers.
+
+A server keeps its port over a restart, so that "it came back" can be tested. Readiness is asked by the server's own
+protocol. Fault tests pause, kill and restart a server here, and reach it through toxiproxy to slow or cut a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "images"))
+import images
+
+LABEL = "kmp-test-process"
+READY_SECONDS = 90
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass
+class Server:
+    """One running server: where it listens, its administrator's password, and what can be done to it."""
+
+    name: str
+    port: int
+    password: str
+    container: Any
+    ready: Callable[[Server], Awaitable[None]]
+    extra: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return f"{LOOPBACK}:{self.port}"
+
+    def pause(self) -> None:
+        """Freeze every process of the server: connections stay open and nothing answers."""
+        self.container.get_wrapped_container().pause()
+
+    def unpause(self) -> None:
+        self.container.get_wrapped_container().unpause()
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is flushed, nobody is told."""
+        self.container.get_wrapped_container().kill()
+
+    def start_again(self) -> None:
+        """Start what was killed, on the same port and with the same data."""
+        self.container.get_wrapped_container().start()
+
+    def wait_ready(self) -> None:
+        asyncio.run(self.wait_until_ready())
+
+    async def wait_until_ready(self) -> None:
+        """Return when the server answers its own protocol. Raises `TimeoutError` with the end of its log."""
+        end = time.monotonic() + READY_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(5):
+                    return await self.ready(self)
+            except Exception as error:
+                if time.monotonic() > end:
+                    log = self.container.get_wrapped_container().logs(tail=20).decode(errors="replace")
+                    raise TimeoutError(f"{self.name} did not become ready: {error!r}\n{log}") from error
+                await asyncio.sleep(0.1)
+
+    def stop(self) -> None:
+        """Remove the server and its data."""
+        remove(self.container)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a server is run: its image, its port in the container, its environment and command, how readiness is asked."""
+
+    image: str
+    port: int
+    ready: Callable[[Server], Awaitable[None]]
+    environment: Callable[[str, int], Mapping[str, str]] = lambda password, port: {}
+    command: Callable[[str], list[str]] = lambda password: []
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        return int(listener.getsockname()[1])
+
+
+def start(name: str, recipe: Recipe) -> Server:
+    """Start a server and return when it answers."""
+    server = launch(name, recipe)
+    try:
+        server.wait_ready()
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def launch(name: str, recipe: Recipe) -> Server:
+    """Start a server's container; it may not answer yet."""
+    os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
+    os.environ.setdefault("TESTCONTAINERS_HOST_OVERRIDE", LOOPBACK)
+    from testcontainers.core.container import DockerContainer
+
+    password, port = secrets.token_hex(16), free_port()
+    container = DockerContainer(images.have(recipe.image), command=recipe.command(password) or None)
+    for variable, value in recipe.environment(password, port).items():
+        container.with_env(variable, value)
+    container.ports[f"{recipe.port}/tcp"] = (LOOPBACK, port)
+    container.with_kwargs(labels={LABEL: str(os.getpid())})
+    container.start()
+    return Server(name, port, password, container, recipe.ready)
+
+
+def remove(container: Any) -> None:
+    """Remove a container at once, with its volumes."""
+    container.get_wrapped_container().remove(force=True, v=True)
+    container.get_docker_client().client.close()
+
+
+def until(probe: Callable[[], object], what: str, seconds: float = READY_SECONDS) -> None:
+    """Ask again until the probe raises nothing. Raises `TimeoutError`."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            probe()
+        except Exception as error:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{what} did not become ready: {error!r}") from error
+            time.sleep(0.05)
+        else:
+            return
+
+
+def remove_orphans() -> None:
+    """Remove the containers of test runs that were killed before they could do it themselves."""
+    import docker
+
+    client = docker.from_env()
+    try:
+        for container in client.containers.list(all=True, filters={"label": LABEL}):
+            if not Path(f"/proc/{container.labels[LABEL]}").exists():
+                container.remove(force=True, v=True)
+    finally:
+        client.close()
+
+
+async def postgres_ready(server: Server) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(
+        host=LOOPBACK, port=server.port, user="postgres", password=server.password, database="postgres", timeout=5
+    )
+    try:
+        await connection.fetchval("SELECT 1")
+    finally:
+        await connection.close()
+
+
+async def redis_ready(server: Server) -> None:
+    import redis.asyncio
+
+    async with redis.asyncio.Redis(host=LOOPBACK, port=server.port, password=server.password) as client:
+        await client.ping()
+
+
+async def neo4j_ready(server: Server) -> None:
+    import neo4j
+
+    async with neo4j.AsyncGraphDatabase.driver(
+        f"bolt://{LOOPBACK}:{server.port}", auth=("neo4j", server.password)
+    ) as driver:
+        await driver.verify_connectivity()
+
+
+async def s3_ready(server: Server) -> None:
+    import httpx
+
+    # Any answer is one: without credentials the server refuses, in its own protocol's words.
+    async with httpx.AsyncClient() as client:
+        response = await client.get(f"http://{LOOPBACK}:{server.port}/")
+        if response.status_code not in (200, 403):
+            raise ConnectionError(f"S3 answered {response.status_code}")
+
+
+async def kafka_ready(server: Server) -> None:
+    from aiokafka.admin import AIOKafkaAdminClient
+
+    admin = AIOKafkaAdminClient(
+        bootstrap_servers=server.address,
+        security_protocol="SASL_PLAINTEXT",
+        sasl_mechanism="SCRAM-SHA-256",
+        sasl_plain_username="admin",
+        sasl_plain_password=server.password,
+    )
+    try:
+        await admin.start()
+        await admin.describe_cluster()
+    finally:
+        with contextlib.suppress(Exception):
+            await admin.close()
+
+
+RECIPES: dict[str, Recipe] = {
+    "timescaledb": Recipe(
+        "timescaledb", 5432, postgres_ready, environment=lambda password, port: {"POSTGRES_PASSWORD": password}
+    ),
+    "neo4j": Recipe(
+        "neo4j",
+        7687,
+        neo4j_ready,
+        environment=lambda password, port: {
+            "NEO4J_AUTH": f"neo4j/{password}",
+            "KMP_ADVERTISED": f"{LOOPBACK}:{port}",
+        },
+    ),
+    "redis": Recipe(
+        "redis", 6379, redis_ready, command=lambda password: ["redis-server", "--requirepass", password]
+    ),
+    "kafka": Recipe(
+        "kafka",
+        9092,
+        kafka_ready,
+        environment=lambda password, port: {
+            "KMP_ADVERTISED": f"{LOOPBACK}:{port}",
+            "KMP_ADMIN_PASSWORD": password,
+        },
+    ),
+    "s3": Recipe(
+        "s3",
+        7070,
+        s3_ready,
+        environment=lambda password, port: {"ROOT_ACCESS_KEY": "admin", "ROOT_SECRET_KEY": password},
+    ),
+}
