@@ -7,6 +7,7 @@ interrupted and waited for, so that nothing of it happens after its caller has g
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 import time
@@ -61,12 +62,18 @@ class _Running(Generic[T]):
     def __init__(self, threads: ThreadPoolExecutor, body: Callable[[Job], T], seconds: float | None) -> None:
         self.job = Job(seconds)
         self.inner: Future[T] = threads.submit(body, self.job)
-        self.outer = asyncio.wrap_future(self.inner)
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        self.inner.add_done_callback(self._tell)
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.done()
 
     async def wait(self, seconds: float | None) -> bool:
         """Wait until it is done; True where the caller was cancelled meanwhile."""
         try:
-            await asyncio.wait((self.outer,), timeout=seconds)
+            await asyncio.wait((self._ended,), timeout=seconds)
         except asyncio.CancelledError:
             return True
         return False
@@ -77,7 +84,7 @@ class _Running(Generic[T]):
             return False
         # An interrupt reaches only the statement that is running, so it is repeated until the work has given up.
         cancelled, pause = False, 0.0
-        while not self.outer.done():
+        while not self.ended:
             self.job.interrupt()
             cancelled = await self.wait(pause) or cancelled
             pause = min(_LONGEST_PAUSE, pause * 2 + 0.0005)
@@ -87,14 +94,18 @@ class _Running(Generic[T]):
         """What the work returned, or raise what it raised; `Interrupted` where it never began."""
         if self.inner.cancelled():
             raise Interrupted
+        if self.outer.done() and not self.outer.cancelled():
+            self.outer.exception()  # its failure is handed over here, and must not be reported as forgotten
         return self.inner.result()
 
-    def forget(self) -> None:
-        """Nobody wants the result."""
-        if not self.inner.cancelled():
-            self.inner.exception()
-        if self.outer.done() and not self.outer.cancelled():
-            self.outer.exception()
+    def _tell(self, _: Future[T]) -> None:
+        # In the job's thread. A loop that is closed by now has nobody left to tell.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._set_ended)
+
+    def _set_ended(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
 
 
 class Jobs:
@@ -110,17 +121,15 @@ class Jobs:
         self._running.add(running)
         try:
             cancelled = await running.wait(seconds)
-            if not running.outer.done():
+            if not running.ended:
                 cancelled = await running.give_up() or cancelled
         finally:
             self._running.discard(running)
         if cancelled:
-            running.forget()
             raise asyncio.CancelledError
         try:
             return running.result()
         except Interrupted as error:
-            running.forget()
             if self.closed:
                 raise LifecycleError("the database was closed while the call was running") from error
             raise DeadlineExceeded(f"SQLite did not finish within {seconds or 0:.3g} s", backend="sqlite") from error
