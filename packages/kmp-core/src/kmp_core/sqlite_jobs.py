@@ -94,8 +94,6 @@ class _Running(Generic[T]):
         """What the work returned, or raise what it raised; `Interrupted` where it never began."""
         if self.inner.cancelled():
             raise Interrupted
-        if self.outer.done() and not self.outer.cancelled():
-            self.outer.exception()  # its failure is handed over here, and must not be reported as forgotten
         return self.inner.result()
 
     def _tell(self, _: Future[T]) -> None:
