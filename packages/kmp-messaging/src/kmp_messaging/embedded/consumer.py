@@ -17,6 +17,7 @@ from kmp_core.deadlines import detached
 from kmp_core.errors import InvalidInput, KmpError, LifecycleError, Unavailable
 from kmp_core.telemetry import Telemetry
 from kmp_messaging.embedded import groups
+from kmp_messaging.embedded.batches import BatchWorkers
 from kmp_messaging.embedded.failures import Failures, jitter
 from kmp_messaging.embedded.groups import Division, Mark, Row
 from kmp_messaging.embedded.items import Route
@@ -183,7 +184,8 @@ class Consumer:
         )
         low = self._settings.in_flight_events // 4
         self._decoder = decoder
-        self._workers = workers = Workers(decoder, failures, hungry=self._wake.set, low=low)
+        kind = Workers if self.routes[0].size is None else BatchWorkers
+        self._workers = workers = kind(decoder, failures, hungry=self._wake.set, low=low)
         workers.handler_timeout = self._settings.handler_timeout.total_seconds()
         self._set_routes(workers)
         return workers
