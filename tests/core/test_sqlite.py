@@ -244,10 +244,8 @@ WRITER = """
 async def test_several_processes_create_one_file_at_once_and_lose_no_write(tmp_path):
     path = tmp_path / "acme" / "shared.db"
     program = textwrap.dedent(WRITER.format(schema=SCHEMA))
-    processes = [  # noqa: ASYNC220 - starting takes no time
-        subprocess.Popen([sys.executable, "-c", program, str(path)], stderr=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    command = [sys.executable, "-c", program, str(path)]
+    processes = [await asyncio.to_thread(subprocess.Popen, command, stderr=subprocess.PIPE) for _ in range(3)]
     for process in processes:
         _, errors = await asyncio.to_thread(process.communicate, timeout=100)
         assert process.returncode == 0, errors
@@ -309,6 +307,13 @@ async def test_a_killed_process_leaves_what_it_committed_and_nothing_else(tmp_pa
     assert killed.returncode == -9
     async with opened(path) as database:
         assert await database.read(texts) == ["kept"]
+
+
+async def test_closing_leaves_one_file_even_where_work_returned_a_cursor(tmp_path):
+    async with opened(tmp_path / "n.db") as database:
+        await database.write(add("a"))
+        await database.read(lambda c: c.execute("SELECT text FROM note"))
+    assert [file.name for file in tmp_path.iterdir()] == ["n.db"]
 
 
 async def test_migrations_are_applied_once_each_in_order(tmp_path):

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from kmp_core.errors import DeadlineExceeded, LifecycleError
@@ -62,9 +63,10 @@ class _Running(Generic[T]):
     def __init__(self, threads: ThreadPoolExecutor, body: Callable[[Job], T], seconds: float | None) -> None:
         self.job = Job(seconds)
         self.inner: Future[T] = threads.submit(body, self.job)
-        self._loop = asyncio.get_running_loop()
-        self._ended = self._loop.create_future()
-        self.inner.add_done_callback(self._tell)
+        # The callback must not know this object: as a cycle they would keep the result until the next collection, and
+        # a cursor among it would keep its connection's file open.
+        self._ended = asyncio.get_running_loop().create_future()
+        self.inner.add_done_callback(partial(_tell, self._ended))
 
     @property
     def ended(self) -> bool:
@@ -96,14 +98,16 @@ class _Running(Generic[T]):
             raise Interrupted
         return self.inner.result()
 
-    def _tell(self, _: Future[T]) -> None:
-        # In the job's thread. A loop that is closed by now has nobody left to tell.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._set_ended)
 
-    def _set_ended(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(None)
+def _tell(ended: asyncio.Future[None], _: Future[Any]) -> None:
+    # In the job's thread. A loop that is closed by now has nobody left to tell.
+    with contextlib.suppress(RuntimeError):
+        ended.get_loop().call_soon_threadsafe(_set, ended)
+
+
+def _set(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 class Jobs:
