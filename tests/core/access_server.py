@@ -1,6 +1,6 @@
 """A service of its own process for the access tests: prints one line of JSON, then serves until SIGTERM.
 
-access_server.py starlette|fastapi JWKS-FILE [OVERLOAD-JSON]     SIGHUP reads the keys again
+access_server.py starlette|fastapi JWKS-FILE [OVERLOAD-JSON [ISSUER]]     SIGHUP reads the keys again
 access_server.py authority
 """
 
@@ -145,9 +145,9 @@ def listen(announcement: dict[str, Any], listener: socket.socket, app: Any) -> N
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def serve_service(kind: str, keys: Path, overload: dict[str, Any], listener: socket.socket, url: str) -> None:
+def serve_service(listener: socket.socket, url: str, kind: str, keys: Path, overload: str, issuer: str) -> None:
     verifier = StaticKeysVerifier(
-        json.loads(keys.read_text()), issuer="http://localhost:8400", audience="delays", trust_domain="kmp.local"
+        json.loads(keys.read_text()), issuer=issuer, audience="delays", trust_domain="kmp.local"
     )
 
     @asynccontextmanager
@@ -157,7 +157,7 @@ def serve_service(kind: str, keys: Path, overload: dict[str, Any], listener: soc
         yield
 
     app = {"starlette": starlette_app, "fastapi": fastapi_app}[kind](lifespan)
-    app.add_middleware(Inbound, verifier=verifier, max_timeout="5s", overload=OverloadSettings(**overload))
+    app.add_middleware(Inbound, verifier=verifier, max_timeout="5s", overload=OverloadSettings(**json.loads(overload)))
     listen({"url": url}, listener, app)
 
 
@@ -181,8 +181,9 @@ def main() -> None:
     if sys.argv[1] == "authority":
         serve_authority(listener, url)
     else:
-        overload = json.loads(sys.argv[3]) if len(sys.argv) > 3 else {}
-        serve_service(sys.argv[1], Path(sys.argv[2]), overload, listener, url)
+        defaults = ["", "", "{}", "http://localhost:8400"]
+        kind, keys, overload, issuer = sys.argv[1:] + defaults[len(sys.argv) - 1 :]
+        serve_service(listener, url, kind, Path(keys), overload, issuer)
 
 
 if __name__ == "__main__":
