@@ -160,6 +160,15 @@ def test_an_env_file_can_be_named_and_expands_nothing(monkeypatch, tmp_path):
     assert settings.pool_size == 7
 
 
+def test_a_mounted_secret_loses_its_line_end_and_nothing_else(monkeypatch, tmp_path):
+    (tmp_path / "KMP_ACME_POOL_PASSWORD").write_bytes(b" two words \r\n")
+    (tmp_path / "README").write_bytes(b"\xff not ours")
+    monkeypatch.setenv("KMP_SECRETS_DIR", str(tmp_path))
+    password = PoolSettings.load().password
+    assert password is not None
+    assert password.get_secret_value() == " two words "
+
+
 def test_an_empty_variable_counts_as_not_set(monkeypatch):
     monkeypatch.setenv("KMP_ACME_POOL_POOL_SIZE", "")
     assert PoolSettings.load().pool_size == 10

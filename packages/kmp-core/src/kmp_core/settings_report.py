@@ -104,7 +104,7 @@ def report(sources: Sources) -> Report:
             sections.append(section)
             faults += wrong
         faults += _url_faults(sources)
-    sections.append(Section("", "Capabilities", tuple(_url_rows(sources, {fault.field for fault in faults}))))
+    sections.append(Section("", "Capabilities", tuple(_url_rows(sources))))
     manifest = None if sources.manifest is None else sources.manifest.path
     unique = tuple(dict.fromkeys((*faults, *broken_plugins())))
     return Report(tuple(sections), unique, sources.environment, manifest)
@@ -157,13 +157,12 @@ def _url_faults(sources: Sources) -> list[Fault]:
     return Configuration(settings, sources).faults()
 
 
-def _url_rows(sources: Sources, wrong: Iterable[str]) -> Iterator[Row]:
+def _url_rows(sources: Sources) -> Iterator[Row]:
     defaults = {spec.name: spec.default for spec in declared()}
     for name in sorted({*capabilities(), *defaults}):
         key = Key(tuple(name.split(".")), "url")
         default, found = defaults.get(name, NOT_SET), sources.find(key)
         value = default if found is None else _url(found.value)
-        value = WRONG if key.variable in wrong else value
         source = "default" if found is None else found.source
         yield Row(key.variable, f"{name}.url", "URL", default, value, source, _URL, defaults.get(name), is_secret=True)
 
