@@ -36,6 +36,7 @@ __all__ = ["Consumer"]
 
 _LOGGER = logging.getLogger(__name__)
 _BEATS = 3
+_LAST_COMMIT = 1.0
 
 
 class Consumer:
@@ -125,7 +126,8 @@ class Consumer:
             self._task = None
         if self._group:
             marks = [partition.mark for partition in (*self._partitions.values(), *self._leaving.values())]
-            left = max(0.0, ends - time.monotonic())
+            # Without this commit all that was handled would be handled again, so it always gets a moment.
+            left = max(_LAST_COMMIT, ends - time.monotonic())
             await self._store.write(lambda c: groups.leave(c, self._group, self._member, marks), timeout=left)
             for partition in self._partitions.values():
                 partition.discard()
