@@ -96,7 +96,7 @@ def test_what_breaks_a_rule_is_refused_and_not_repeated(text):
 
 @pytest.mark.parametrize("path", ["//a", "/a/", "/a/./b", "/.."])
 def test_an_empty_or_relative_segment_is_called_that(path):
-    with pytest.raises(InvalidInput, match="empty, '.' or '..' segment"):
+    with pytest.raises(InvalidInput, match=r"empty, '\.' or '\.\.' segment"):
         SpiffeId.parse(f"spiffe://example.org{path}")
 
 

@@ -330,6 +330,7 @@ def test_a_class_notices_misspelt_names_of_its_own(monkeypatch, tmp_path):
         "KMP_X",
         "KMP_TEST_IMAGE_REDIS",
         "KMP_SECRET_DATABASE_PASSWORD",
+        "KMP_SECRET_DIR_KEY",
         "KMP_STORAGE_FOO",
         "KMP_ACME_COLOR",
     ],
