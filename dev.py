@@ -85,7 +85,7 @@ def main(arguments: "list[str]") -> int:
 
 def session_arguments(arguments: "list[str]") -> "list[str]":
     """What nox is called with: the first word is a session, so are those after it that name one; the rest is theirs."""
-    known = re.findall(r"^def (\w+)\(session: nox\.Session\)", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
+    known = re.findall(r"^@nox\.session.*\ndef (\w+)", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
     count = next((i for i, word in enumerate(arguments) if i and word not in known), len(arguments))
     names, rest = arguments[:count], arguments[count:]
     if not names or names[0].startswith("-"):

@@ -118,7 +118,7 @@ def minimum(session: nox.Session) -> None:
     session.install("--quiet", "--require-hashes", "-r", "requirements/minimum.txt")
     session.install("--quiet", "--no-deps", "--no-build-isolation", *editable())
     python(session, "-m", "pip", "check")
-    python(session, "-m", "pytest", *session.posargs)
+    python(session, "-m", "pytest", *(session.posargs or product_tests()))
 
 
 @nox.session
@@ -144,14 +144,22 @@ def run_away_from_the_sources(session: nox.Session) -> None:
     shutil.copytree(ROOT, copy, ignore=not_the_sources)
     with session.chdir(copy):
         python(session, "-m", "pip", "check")
-        python(session, "-m", "pytest", *session.posargs)
+        python(session, "-m", "pytest", *(session.posargs or product_tests()))
+
+
+def product_tests() -> list[str]:
+    """The tests of what users install, fences included; not those of the repository's own tools."""
+    own = {"plugins", "workspace"}
+    folders = [folder for folder in sorted((ROOT / "tests").iterdir()) if list(folder.glob("test_*.py"))]
+    return [*(f"tests/{folder.name}" for folder in folders if folder.name not in own), "docs", "README.md"]
 
 
 def not_the_sources(directory: str, names: list[str]) -> set[str]:
     """What a copy leaves out: sources, environments, caches and the repository itself."""
     hidden = {name for name in names if name.startswith(".") and name not in {".ci", ".gitignore"}}
-    here = {"packages", "dist", "site", "node_modules"} if Path(directory) == ROOT else set()
-    return hidden | here | {"__pycache__"}
+    here = {"dist", "site", "node_modules"} if Path(directory) == ROOT else set()
+    sources = {"src"} if Path(directory).parent == ROOT / "packages" else set()
+    return hidden | here | sources | {"__pycache__"}
 
 
 os.environ.setdefault("PYTHONUNBUFFERED", "1")

@@ -34,7 +34,7 @@ async def answer(
     flown = await graph.edges(Route)
     places = await _places(graph, flown)
     delays, never_flown = await _route_delays(store, places)
-    at_least = max(1, min(100, flights // 3000))
+    at_least = max(3, min(100, flights // 2000))
     worst = [route for route in delays if route.departed >= at_least]
     statistics = await cache.statistics()
     return Figures(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -116,7 +116,7 @@ def flights(limit: int | None = None) -> Iterator[Flight]:
 
 
 @contextmanager
-def _lines() -> Iterator[io.TextIOWrapper]:
+def _lines() -> Generator[io.TextIOWrapper, None, None]:
     with (
         zipfile.ZipFile(file("flights.csv.zip")) as archive,
         archive.open("flights.csv") as content,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import datetime
 from typing import Literal
 
@@ -137,14 +138,31 @@ class Attempt(_Value):
 
 
 class ProcessUse(_Value):
-    """One operating-system process of the run. Killed and started again, it has one entry per start."""
+    """One operating-system process of the run. Killed and started again, it has one entry per start.
+
+    `busy_seconds` is processor time, over all cores.
+    """
 
     service: str
     project: str
     pid: int
     seconds: float
+    busy_seconds: float
     peak_bytes: int
     exit_code: int | None
+
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
+        match self.exit_code:
+            case None:
+                return "still running"
+            case -15:  # uvicorn closes everything in order, and then ends by the signal that told it to
+                return "told to leave"
+            case code if code < 0:
+                return f"killed by {signal.Signals(-code).name}"
+            case code:
+                return f"exit code {code}"
 
 
 class Run(_Value):

@@ -60,9 +60,9 @@ async def _run(options: Options, state: State, console: Console, total: int) -> 
             loop.add_signal_handler(number, launcher.interrupt)
         await launcher.work()
     result, file = await _write(launcher, state)
-    terminal.show(console, result, file)
     if options.json is not None:
         options.json.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    terminal.show(console, result, file)
     if launcher.interrupted:
         return EXIT_INTERRUPTED
     return 0 if _as_it_should(result, total) else EXIT_FAILED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from kmp_messaging import Event
 from kmp_storage import Edge, Measurement, Node
 
@@ -13,7 +15,7 @@ class Departed(Event, topic="flights.departed", key="origin"):
 
     carrier: str
     flight: int
-    origin: str
+    origin: str = Field(pattern="^(EWR|JFK|LGA)$")
     dest: str
     miles: int
     minutes: float | None

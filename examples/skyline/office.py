@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import uvicorn
@@ -59,7 +59,7 @@ class Office:
 
 
 @contextmanager
-def open_office(options: Options, state: State) -> Iterator[Office]:
+def open_office(options: Options, state: State) -> Generator[Office, None, None]:
     """Serve the authority on a free port of the loopback address while the block runs."""
     port = free_port() if options.port is None else options.port
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from skyline import charts
-from skyline.figures import ORIGINS, Attempt, Figures, GivenUp, Place, ProcessUse, Result, Run
+from skyline.figures import ORIGINS, Attempt, Figures, GivenUp, Place, Result, Run
 
 __all__ = ["render"]
 
@@ -108,7 +108,10 @@ def _graph(figures: Figures) -> str:
 
 
 def _given_up(letters: Sequence[GivenUp]) -> str:
-    rows = [(letter.key or "", letter.type, letter.cause, letter.detail, str(letter.attempts)) for letter in letters]
+    rows = [
+        (letter.key or "", letter.type, letter.cause.rpartition(".")[2], letter.detail, str(letter.attempts))
+        for letter in letters
+    ]
     return _section(
         "Dead letters",
         _table(("key", "type", "cause", "detail", "attempts"), rows),
@@ -135,18 +138,13 @@ def _processes(run: Run) -> str:
             f"{use.service} ({use.project})",
             str(use.pid),
             f"{use.seconds:.1f} s",
+            f"{use.busy_seconds:.1f} s",
             f"{use.peak_bytes / 2**20:,.0f} MiB",
-            _exit(use),
+            use.ending,
         )
         for use in run.processes
     ]
-    return _section("Processes", _table(("process", "pid", "ran", "memory at most", "ended"), rows))
-
-
-def _exit(use: ProcessUse) -> str:
-    if use.exit_code is None:
-        return "ended with the run"
-    return f"killed by signal {-use.exit_code}" if use.exit_code < 0 else f"exit code {use.exit_code}"
+    return _section("Processes", _table(("process", "pid", "ran", "busy", "memory at most", "ended"), rows))
 
 
 def _section(title: str, content: str, remark: str = "") -> str:

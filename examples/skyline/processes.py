@@ -36,6 +36,7 @@ class Child:
     began: float = field(default_factory=time.monotonic)
     ended: float | None = None
     peak_bytes: int = 0
+    busy: float = 0.0
 
     @property
     def pid(self) -> int:
@@ -73,6 +74,7 @@ class Child:
             project=self.project,
             pid=self.pid,
             seconds=(self.ended or time.monotonic()) - self.began,
+            busy_seconds=self.busy,
             peak_bytes=self.peak_bytes,
             exit_code=self.process.returncode,
         )
@@ -137,7 +139,10 @@ class Memory:
         for child in self._children():
             if child.running:
                 with suppress(psutil.Error):
-                    size: int = psutil.Process(child.pid).memory_info().rss
+                    process = psutil.Process(child.pid)
+                    size: int = process.memory_info().rss
+                    spent = process.cpu_times()
+                    child.busy = spent.user + spent.system
                     child.peak_bytes = max(child.peak_bytes, size)
                     total += size
         self.peak_bytes = max(self.peak_bytes, total)

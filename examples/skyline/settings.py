@@ -43,7 +43,7 @@ class SkylineSettings(Settings, prefix="skyline"):
     limit: int | None = Field(None, ge=1)
     """Number of flights to publish, spread evenly over the year; all where not set."""
 
-    batch_rows: int = Field(1000, ge=1, le=10_000)
+    batch_rows: int = Field(500, ge=1, le=10_000)
     """Number of events that are published, and handled, at a time."""
 
     def public_keys(self) -> Any:

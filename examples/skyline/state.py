@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class State:
 
 
 @contextmanager
-def prepare(directory: Path) -> Iterator[State]:
+def prepare(directory: Path) -> Generator[State, None, None]:
     """Clean the directory and keep other runs out of it while the block runs.
 
     Raises `ConfigurationError` for a directory that cannot be used, or holds what is not of this example.

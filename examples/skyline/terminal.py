@@ -180,7 +180,7 @@ def _given_up(figures: Figures) -> RenderableType:
         table.add_column(name, overflow="fold")
     table.add_column("attempts", justify="right")
     for letter in figures.dead_letters:
-        table.add_row(letter.type, letter.cause, _short(letter.detail), str(letter.attempts))
+        table.add_row(letter.type, letter.cause.rpartition(".")[2], _short(letter.detail), str(letter.attempts))
     return table
 
 
@@ -203,19 +203,18 @@ def _attempts(attempts: Sequence[Attempt]) -> RenderableType:
 
 def _processes(run: Run) -> RenderableType:
     table = Table(title="Processes", title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("service", "project", "pid", "ran", "memory at most", "ended"):
-        table.add_column(name, justify="right" if name in ("pid", "ran", "memory at most") else "left")
+    for name in ("service", "project", "pid", "ran", "busy", "memory at most", "ended"):
+        table.add_column(name, justify="right" if name in ("pid", "ran", "busy", "memory at most") else "left")
     for use in run.processes:
-        code = use.exit_code
-        ended = "with the run" if code is None else f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        style = "yellow" if code not in (0, None) else None
+        style = "yellow" if use.ending.startswith("killed") else ""
         table.add_row(
             use.service,
             use.project,
             str(use.pid),
             f"{use.seconds:.1f} s",
+            f"{use.busy_seconds:.1f} s",
             f"{use.peak_bytes / 2**20:,.0f} MiB",
-            Text(ended, style=style or ""),
+            Text(use.ending, style=style),
         )
     return table
 

@@ -37,8 +37,9 @@ log = get_logger(__name__)
 
 
 def report(what: str, refused_by: str | None, answer: str) -> None:
-    """Tell of one attempt."""
-    log.info("attempt", what=what, refused_by=refused_by, answer=answer)
+    """Tell of one attempt, with the paths as they are seen from the directory of both projects."""
+    here = f"{Path.cwd()}/"
+    log.info("attempt", what=what.replace(here, ""), refused_by=refused_by, answer=answer.replace(here, ""))
 
 
 async def guarded(what: str, attempt: Callable[[], Awaitable[object]]) -> None:
@@ -131,7 +132,7 @@ async def try_the_stores(project: Path) -> None:
 
 async def try_the_way_out(bucket: Bucket, project: Path) -> None:
     """Leave its own bucket by the key."""
-    for key in ("../skyline/reports/figures.json", "%2e%2e/skyline/reports/figures.json", str(project / "bucket")):
+    for key in ("../../skyline/bucket/index.db", "%2e%2e/%2e%2e/skyline/bucket/index.db", str(project / "bucket.db")):
         await guarded(f"gets {key!r} from its own bucket", partial(bucket.get, key))
 
 

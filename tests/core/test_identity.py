@@ -94,6 +94,12 @@ def test_what_breaks_a_rule_is_refused_and_not_repeated(text):
     assert "password" not in str(caught.value)
 
 
+@pytest.mark.parametrize("path", ["//a", "/a/", "/a/./b", "/.."])
+def test_an_empty_or_relative_segment_is_called_that(path):
+    with pytest.raises(InvalidInput, match=r"empty, '\.' or '\.\.' segment"):
+        SpiffeId.parse(f"spiffe://example.org{path}")
+
+
 @pytest.mark.parametrize("value", [None, 7, b"spiffe://example.org/a", ["spiffe://example.org/a"]])
 def test_something_else_than_text_is_refused(value):
     with pytest.raises(InvalidInput):

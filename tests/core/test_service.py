@@ -103,7 +103,7 @@ def fakes(kmp_environment):
 
 async def until(condition) -> None:
     async with deadline("10s"):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.001)
 
 

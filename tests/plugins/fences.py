@@ -91,7 +91,7 @@ def run_toml(example: Example, page: Page) -> None:
 def run_console(example: Example, page: Page) -> None:
     for command, expected in commands(str(example.parsed)):
         if session := re.fullmatch(r"python3 dev\.py (\w+).*", command):
-            assert f"def {session[1]}(" in (ROOT / "noxfile.py").read_text(), f"no session {session[1]}"
+            assert f"\ndef {session[1]}(session" in (ROOT / "noxfile.py").read_text(), f"no session {session[1]}"
         elif not CHECKED_ELSEWHERE.match(command):
             got = run(command, expected, page)
             same = doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

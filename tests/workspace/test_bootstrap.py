@@ -65,7 +65,7 @@ def clone(tmp_path: Path, root: Path) -> Path:
     (clone / "requirements").mkdir(parents=True)
     (clone / "packages" / "small").mkdir(parents=True)
     shutil.copy(root / "dev.py", clone)
-    (clone / "noxfile.py").write_text("".join(f"def {name}(session: nox.Session): ...\n" for name in SESSIONS))
+    (clone / "noxfile.py").write_text("".join(f"@nox.session\ndef {name}(session): ...\n" for name in SESSIONS))
     digest = hashlib.sha256(wheel(tmp_path).read_bytes()).hexdigest()
     (clone / "requirements" / "development.txt").write_text(f"nox==1 --hash=sha256:{digest}\n")
     (clone / "packages" / "small" / "pyproject.toml").write_text(PROJECT)

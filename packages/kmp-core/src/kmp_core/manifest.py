@@ -55,17 +55,23 @@ def find_manifest(start: Path, named: str | None = None) -> Path | None:
     """The manifest that counts in `start`: the one that is `named`, else the nearest upward, else None."""
     if named:
         return expand(start, named)
-    start = Path(os.path.abspath(start))  # noqa: PTH100 - resolve() would leave the tree that the user sees
+    try:
+        start = Path(os.path.abspath(start))  # noqa: PTH100 - resolve() would leave the tree that the user sees
+    except OSError:  # the working directory was removed
+        return None
     candidates = (directory / MANIFEST_NAME for directory in (start, *start.parents))
     return next((path for path in candidates if os.path.lexists(path)), None)
 
 
 def read_manifest(path: Path) -> Manifest:
     """Read and check the layout. Raises `ConfigurationError` that names the file, the line, and what would be right."""
+    text = _read_text(path)
     try:
-        data = tomllib.loads(_read_text(path))
+        data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise _wrong(path, f"is not TOML: {error}", 'project = "skyline"') from None
+        end = f"at line {len(text.splitlines())}, the end of the file"
+        problem = f"is not TOML: {error}".replace("at end of document", end)
+        raise _wrong(path, problem, 'project = "skyline"') from None
     except RecursionError:
         raise _wrong(path, "is nested too deeply", 'project = "skyline"') from None
     faults = _layout_faults(path, data)

@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import ByteSize, SecretBytes, SecretStr, TypeAdapter
+from pydantic import ByteSize, SecretBytes, SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -32,6 +32,7 @@ NOT_SET = "(not set)"
 
 _URL = "Where the capability's backend is; the scheme selects the provider. May hold credentials."
 _DURATION = TypeAdapter(Duration)
+_CONNECTION_URL = TypeAdapter(ConnectionUrl)
 _TYPES: tuple[tuple[type, str], ...] = (
     (bool, "true or false"),
     (ByteSize, "bytes"),
@@ -95,6 +96,7 @@ class Report:
 
 def report(sources: Sources) -> Report:
     """Look at everything that is installed, from one reading of the sources."""
+    import_capabilities()
     sections, faults = [], list(sources.faults)
     with sources.used():
         for settings_class in installed_classes():
@@ -102,7 +104,7 @@ def report(sources: Sources) -> Report:
             sections.append(section)
             faults += wrong
         faults += _url_faults(sources)
-    sections.append(Section("", "Capabilities", tuple(_url_rows(sources, {fault.field for fault in faults}))))
+    sections.append(Section("", "Capabilities", tuple(_url_rows(sources))))
     manifest = None if sources.manifest is None else sources.manifest.path
     unique = tuple(dict.fromkeys((*faults, *broken_plugins())))
     return Report(tuple(sections), unique, sources.environment, manifest)
@@ -155,15 +157,22 @@ def _url_faults(sources: Sources) -> list[Fault]:
     return Configuration(settings, sources).faults()
 
 
-def _url_rows(sources: Sources, wrong: Iterable[str]) -> Iterator[Row]:
-    import_capabilities()
+def _url_rows(sources: Sources) -> Iterator[Row]:
     defaults = {spec.name: spec.default for spec in declared()}
     for name in sorted({*capabilities(), *defaults}):
         key = Key(tuple(name.split(".")), "url")
         default, found = defaults.get(name, NOT_SET), sources.find(key)
-        value = WRONG if key.variable in wrong else _shown(default if found is None else found.value, secret=False)
+        value = default if found is None else _url(found.value)
         source = "default" if found is None else found.source
         yield Row(key.variable, f"{name}.url", "URL", default, value, source, _URL, defaults.get(name), is_secret=True)
+
+
+def _url(value: Any) -> str:
+    # What is no URL may be anything, a password that went into the wrong variable included.
+    try:
+        return str(_CONNECTION_URL.validate_python(value))
+    except ValidationError:
+        return WRONG
 
 
 def _shown(value: Any, *, secret: bool) -> str:

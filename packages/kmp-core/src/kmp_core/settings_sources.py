@@ -153,7 +153,7 @@ class _Reading:
         self.layers: list[Layer] = []
         if environment is not None:
             self.layers.append(Variables({"KMP_ENVIRONMENT": environment}, "argument"))
-        self.layers.append(Variables(_ours(environ), "environment"))
+        self.layers.append(Variables(self._ours(environ), "environment"))
 
     def sources(self) -> Sources:
         self._read_env_file()
@@ -174,6 +174,14 @@ class _Reading:
         key = Key((), name)
         return next((found.value for layer in self.layers if (found := layer.find(key)) is not None), None)
 
+    def _ours(self, values: Mapping[str, str]) -> dict[str, str]:
+        # Containers and compose files set variables to nothing when they mean "not set".
+        ours = {name: value for name, value in values.items() if name[:4].upper() == "KMP_" and value != ""}
+        for name in [name for name, value in ours.items() if not _is_unicode(value)]:
+            del ours[name]
+            self.faults.append(Fault(name, "is not UTF-8", "text in UTF-8"))
+        return ours
+
     def _read_env_file(self) -> None:
         named = self._ask("env_file")
         path = expand(self.directory, named or ".env")
@@ -181,7 +189,7 @@ class _Reading:
             return
         text = self._read_text("KMP_ENV_FILE" if named else str(path), path)
         if text is not None:
-            self.layers.append(Variables(_ours(self._parse_env_file(path, text)), str(path)))
+            self.layers.append(Variables(self._ours(self._parse_env_file(path, text)), str(path)))
 
     def _parse_env_file(self, path: Path, text: str) -> dict[str, str]:
         from dotenv.parser import parse_stream
@@ -189,7 +197,8 @@ class _Reading:
         values = {}
         for binding in parse_stream(io.StringIO(text)):
             if binding.error:
-                problem = f"line {binding.original.line} is not of the form NAME=value"
+                blank = binding.original.string[: -len(binding.original.string.lstrip())].count("\n")
+                problem = f"line {binding.original.line + blank} is not of the form NAME=value"
                 self.faults.append(Fault(str(path), problem, "KMP_PROJECT=skyline"))
             elif binding.key is not None and binding.value is not None:
                 values[binding.key] = binding.value
@@ -202,13 +211,14 @@ class _Reading:
         directory = expand(self.directory, named)
         try:
             names = sorted(path.name for path in directory.iterdir() if path.name.startswith("KMP_"))
-        except OSError as error:
-            problem = f"{directory} cannot be listed ({os.strerror(error.errno or 0)})"
+        except (OSError, ValueError) as error:
+            reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "not a path"
+            problem = f"{directory} cannot be listed ({reason})"
             self.faults.append(Fault("KMP_SECRETS_DIR", problem, "/run/secrets"))
             return
         texts = {name: self._read_text(name, directory / name) for name in names}
         values = {name: text.rstrip("\r\n") for name, text in texts.items() if text is not None}
-        self.layers.append(Variables(_ours(values), str(directory)))
+        self.layers.append(Variables(self._ours(values), str(directory)))
 
     def _read_manifest(self) -> Manifest | None:
         path = find_manifest(self.directory, self._ask("manifest"))
@@ -228,6 +238,6 @@ class _Reading:
             return None
 
 
-def _ours(values: Mapping[str, str]) -> dict[str, str]:
-    # Containers and compose files set variables to nothing when they mean "not set".
-    return {name: value for name, value in values.items() if name[:4].upper() == "KMP_" and value != ""}
+def _is_unicode(text: str) -> bool:
+    # Python hands over bytes of the environment that are not UTF-8 as lone surrogates.
+    return not any("\ud800" <= character <= "\udfff" for character in text)

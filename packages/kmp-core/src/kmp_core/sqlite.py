@@ -105,6 +105,7 @@ class Database:
             await self._jobs.close()
             closing = asyncio.wrap_future(threads.write.submit(self._close_connections))
             await asyncio.wait((closing,))
+            closing.result()
         finally:
             threads.shutdown()
 

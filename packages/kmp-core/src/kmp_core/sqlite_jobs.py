@@ -7,11 +7,13 @@ interrupted and waited for, so that nothing of it happens after its caller has g
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from kmp_core.errors import DeadlineExceeded, LifecycleError
@@ -61,12 +63,19 @@ class _Running(Generic[T]):
     def __init__(self, threads: ThreadPoolExecutor, body: Callable[[Job], T], seconds: float | None) -> None:
         self.job = Job(seconds)
         self.inner: Future[T] = threads.submit(body, self.job)
-        self.outer = asyncio.wrap_future(self.inner)
+        # The callback must not know this object: as a cycle they would keep the result until the next collection, and
+        # a cursor among it would keep its connection's file open.
+        self._ended = asyncio.get_running_loop().create_future()
+        self.inner.add_done_callback(partial(_tell, self._ended))
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.done()
 
     async def wait(self, seconds: float | None) -> bool:
         """Wait until it is done; True where the caller was cancelled meanwhile."""
         try:
-            await asyncio.wait((self.outer,), timeout=seconds)
+            await asyncio.wait((self._ended,), timeout=seconds)
         except asyncio.CancelledError:
             return True
         return False
@@ -77,7 +86,7 @@ class _Running(Generic[T]):
             return False
         # An interrupt reaches only the statement that is running, so it is repeated until the work has given up.
         cancelled, pause = False, 0.0
-        while not self.outer.done():
+        while not self.ended:
             self.job.interrupt()
             cancelled = await self.wait(pause) or cancelled
             pause = min(_LONGEST_PAUSE, pause * 2 + 0.0005)
@@ -89,12 +98,16 @@ class _Running(Generic[T]):
             raise Interrupted
         return self.inner.result()
 
-    def forget(self) -> None:
-        """Nobody wants the result."""
-        if not self.inner.cancelled():
-            self.inner.exception()
-        if self.outer.done() and not self.outer.cancelled():
-            self.outer.exception()
+
+def _tell(ended: asyncio.Future[None], _: Future[Any]) -> None:
+    # In the job's thread. A loop that is closed by now has nobody left to tell.
+    with contextlib.suppress(RuntimeError):
+        ended.get_loop().call_soon_threadsafe(_set, ended)
+
+
+def _set(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 class Jobs:
@@ -110,17 +123,15 @@ class Jobs:
         self._running.add(running)
         try:
             cancelled = await running.wait(seconds)
-            if not running.outer.done():
+            if not running.ended:
                 cancelled = await running.give_up() or cancelled
         finally:
             self._running.discard(running)
         if cancelled:
-            running.forget()
             raise asyncio.CancelledError
         try:
             return running.result()
         except Interrupted as error:
-            running.forget()
             if self.closed:
                 raise LifecycleError("the database was closed while the call was running") from error
             raise DeadlineExceeded(f"SQLite did not finish within {seconds or 0:.3g} s", backend="sqlite") from error

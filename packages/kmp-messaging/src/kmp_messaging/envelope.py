@@ -27,7 +27,10 @@ __all__ = ["Decoder", "Encoder", "Envelope", "Metadata", "metadata_of", "trace_a
 D = TypeVar("D")
 
 _CACHED_KEYS = 10_000
-_slot: Any = Event.__dict__["__kmp_envelope__"]  # the slot itself: an event is frozen, and looks up slowly
+# The slot itself: an event is frozen, its envelope is none of its fields, and pydantic's own look-up is slow.
+_slot: Any = Event.__dict__["__kmp_envelope__"]
+_get_envelope: Callable[[Event], dict[str, Any]] = _slot.__get__
+_set_envelope: Callable[[Event, dict[str, Any]], None] = _slot.__set__
 
 
 class Envelope(TypedDict, Generic[D]):
@@ -78,10 +81,10 @@ def metadata_of(event: Event) -> Metadata:
 
 def _envelope(event: Event) -> dict[str, Any]:
     try:
-        envelope: dict[str, Any] = _slot.__get__(event)
+        envelope: dict[str, Any] = _get_envelope(event)
     except AttributeError:
         envelope = {"id": new_id()}
-        _slot.__set__(event, envelope)
+        _set_envelope(event, envelope)
     return envelope
 
 
@@ -111,15 +114,20 @@ class Encoder:
         head, field, to_json = self._heads.get(cls) or self._head(cls)
         try:
             data = to_json(event)
-            key = None if field is None else _key(event)
+            value = None if field is None else getattr(event, field)
+            key = value if value.__class__ is str and value else _key(event)
             attribute = b"" if key is None else self._keys.get(key) or self._key(key)
         except (PydanticSerializationError, UnicodeEncodeError) as error:
             raise InvalidInput(cls.__name__, "cannot be written as JSON", example="fields of plain values") from error
         # `time` is the first field of every event, so its text need not be made twice.
         end = data.find(b'"', 9)
         stamp = data[9:end] if data.startswith(b'{"time":"') else event.time.isoformat().encode()
-        identifier = _envelope(event)["id"].encode()
-        content = b'%b,"id":"%b","time":"%b"%b%b,"data":%b}' % (head, identifier, stamp, attribute, tail, data)
+        try:
+            identifier: str = _get_envelope(event)["id"]
+        except AttributeError:
+            identifier = new_id()
+            _set_envelope(event, {"id": identifier})
+        content = b'%b,"id":"%b","time":"%b"%b%b,"data":%b}' % (head, identifier.encode(), stamp, attribute, tail, data)
         if len(content) > self._largest:
             problem = f"has {len(content)} bytes as an event, and {self._largest} are allowed"
             raise InvalidInput(cls.__name__, problem, example="the key of an object in a bucket, not the object")
@@ -210,7 +218,7 @@ class Decoder:
         if stamp is not None and "time" not in event.__pydantic_fields_set__:
             # Another producer's event: the envelope alone knows the time.
             vars(event)["time"] = _TIME.validate_python(stamp)
-        _slot.__set__(event, envelope)
+        _set_envelope(event, envelope)
         return event
 
 

@@ -59,10 +59,10 @@ class BusSettings(Settings, prefix="messaging.bus"):
     """Bytes of events a topic may keep; publishing beyond it waits for room, and fails when the time is over."""
 
     retention: Duration = timedelta(days=1)
-    """How long events stay for new groups to find, once every known group has handled them."""
+    """How long events stay for new groups to find, once every known group (there may be none) has handled them."""
 
     retention_size: ByteSize = Field(default=ByteSize(64 * 1024**2), ge=4096)
-    """Bytes of such events that a topic keeps."""
+    """Bytes of such events that a topic keeps; what no group has asked for yet is bounded by `backlog_size` alone."""
 
     synchronous: Literal["full", "normal"] = "normal"
     """Both survive a killed process. `full` survives a power cut too; `normal` may then lose the last moments."""

@@ -30,7 +30,7 @@ Direction = Literal["out", "in", "both"]
 """Which way edges are walked."""
 
 Via = type[Edge] | Sequence[type[Edge]]
-"""The classes of edges that a walk may take."""
+"""The class of edges that a walk may take, or a tuple of several."""
 
 Aggregation = Literal["count", "sum", "mean", "min", "max", "first", "last", "stddev"]
 

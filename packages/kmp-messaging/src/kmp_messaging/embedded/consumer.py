@@ -17,6 +17,7 @@ from kmp_core.deadlines import detached
 from kmp_core.errors import InvalidInput, KmpError, LifecycleError, Unavailable
 from kmp_core.telemetry import Telemetry
 from kmp_messaging.embedded import groups
+from kmp_messaging.embedded.batches import BatchWorkers
 from kmp_messaging.embedded.failures import Failures, jitter
 from kmp_messaging.embedded.groups import Division, Mark, Row
 from kmp_messaging.embedded.items import Route
@@ -35,6 +36,7 @@ __all__ = ["Consumer"]
 
 _LOGGER = logging.getLogger(__name__)
 _BEATS = 3
+_LAST_COMMIT = 1.0
 
 
 class Consumer:
@@ -124,7 +126,8 @@ class Consumer:
             self._task = None
         if self._group:
             marks = [partition.mark for partition in (*self._partitions.values(), *self._leaving.values())]
-            left = max(0.0, ends - time.monotonic())
+            # Without this commit all that was handled would be handled again, so it always gets a moment.
+            left = max(_LAST_COMMIT, ends - time.monotonic())
             await self._store.write(lambda c: groups.leave(c, self._group, self._member, marks), timeout=left)
             for partition in self._partitions.values():
                 partition.discard()
@@ -183,7 +186,8 @@ class Consumer:
         )
         low = self._settings.in_flight_events // 4
         self._decoder = decoder
-        self._workers = workers = Workers(decoder, failures, hungry=self._wake.set, low=low)
+        kind = Workers if self.routes[0].size is None else BatchWorkers
+        self._workers = workers = kind(decoder, failures, hungry=self._wake.set, low=low)
         workers.handler_timeout = self._settings.handler_timeout.total_seconds()
         self._set_routes(workers)
         return workers

@@ -12,7 +12,7 @@ from typing import Any
 
 from kmp_core.errors import KmpError, LifecycleError
 from kmp_messaging.embedded.items import Item, Raw
-from kmp_messaging.embedded.letters import Attempt, Burial, bury, count_attempts
+from kmp_messaging.embedded.letters import Attempt, Burial, bury, count_attempts, forget_attempts
 from kmp_messaging.embedded.store import Store
 from kmp_messaging.redaction import cause_of, detail_of
 from kmp_messaging.settings import BusSettings
@@ -69,6 +69,17 @@ class Failures:
             for item in items:
                 item.partition.active = False
         return owned
+
+    async def forget(self, item: Item) -> None:
+        """The event was handled: what was counted before its handler began is no failure."""
+        partition = item.partition
+        partition.attempts.pop(item.position, None)
+        try:
+            await self._store.write(lambda c: forget_attempts(c, self._group, partition.slot, item.position))
+        except LifecycleError:
+            raise
+        except KmpError as error:
+            self._report(error)
 
     async def bury(self, raw: Raw, error: BaseException, envelope: Mapping[str, Any], attempts: int) -> bool:
         """Store the dead letter of an event, however long that takes; False where the slot is lost."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from kmp_messaging.embedded.partition import Partition
+from kmp_messaging.errors import UndeliverableEvent
 from kmp_messaging.models import Event
 
-__all__ = ["Batch", "Item", "Raw", "Route"]
+__all__ = ["Batch", "Item", "Poison", "Raw", "Route"]
 
 Raw = tuple[Partition, int, bytes]
 """An event that nobody has looked at yet: where it belongs, its position, its bytes."""
@@ -37,15 +38,28 @@ class Item:
     partition: Partition
     position: int
     content: bytes
-    event: Event
+    event: Any
     envelope: dict[str, Any]
     key: str | None
     route: Route
 
     @property
+    def raw(self) -> Raw:
+        """As it came."""
+        return (self.partition, self.position, self.content)
+
+    @property
     def attempts(self) -> int:
         """How often it was tried and failed."""
         return self.partition.attempts.get(self.position, 0)
+
+
+@dataclass(slots=True, eq=False)
+class Poison:
+    """Bytes that no handler can be given."""
+
+    raw: Raw
+    error: UndeliverableEvent
 
 
 @dataclass(slots=True, eq=False)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from kmp_messaging.values import DeadLetter
 
-__all__ = ["Attempt", "Burial", "bury", "count_attempts", "read_letters"]
+__all__ = ["Attempt", "Burial", "bury", "count_attempts", "forget_attempts", "read_letters"]
 
 _OWNED = "WHERE EXISTS (SELECT 1 FROM progress AS p WHERE p.consumer_group = ? AND p.slot = ? AND p.generation = ?)"
 
@@ -55,6 +55,13 @@ def count_attempts(connection: sqlite3.Connection, group: int, attempts: list[At
     return connection.executemany(statement, rows).rowcount == len(rows)
 
 
+def forget_attempts(connection: sqlite3.Connection, group: int, slot: int, position: int) -> None:
+    """The event was handled after all."""
+    connection.execute(
+        "DELETE FROM attempt WHERE consumer_group = ? AND slot = ? AND position = ?", (group, slot, position)
+    )
+
+
 def bury(connection: sqlite3.Connection, group: int, letter: Burial) -> bool:
     """Store a dead letter, once; False where the slot belongs to somebody else now."""
     partition: int
@@ -83,10 +90,7 @@ def bury(connection: sqlite3.Connection, group: int, letter: Burial) -> bool:
             time.time(),
         ),
     )
-    connection.execute(
-        "DELETE FROM attempt WHERE consumer_group = ? AND slot = ? AND position = ?",
-        (group, letter.slot, letter.position),
-    )
+    forget_attempts(connection, group, letter.slot, letter.position)
     return True
 
 
@@ -100,11 +104,22 @@ def read_letters(
         " ORDER BY id LIMIT ?4",
         (after, topic, group, limit),
     ).fetchall()
-    letters = [_letter(*row[1:]) for row in rows]
+    letters = [_letter(row) for row in rows]
     return (rows[-1][0] if rows else after), letters
 
 
-def _letter(*values: Any) -> DeadLetter:
-    *facts, stored = values
-    names = [field.name for field in fields(DeadLetter)]
-    return DeadLetter(**dict(zip(names, (*facts, datetime.fromtimestamp(stored, UTC)), strict=True)))
+def _letter(row: tuple[Any, ...]) -> DeadLetter:
+    return DeadLetter(
+        id=row[1],
+        topic=row[2],
+        group=row[3],
+        type=row[4],
+        key=row[5],
+        content=row[6],
+        cause=row[7],
+        detail=row[8],
+        attempts=row[9],
+        origin=row[10],
+        traceparent=row[11],
+        time=datetime.fromtimestamp(row[12], UTC),
+    )

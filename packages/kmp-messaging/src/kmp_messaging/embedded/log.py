@@ -95,13 +95,16 @@ def backlog(connection: sqlite3.Connection, topics: Sequence[int], limit: int) -
 def trim(connection: sqlite3.Connection, slot: int, *, older_than: float, size: int) -> bool:
     """Delete the oldest events of a slot that every known group has handled, and that are too old or too many.
 
+    What no group has asked for yet is deleted by age alone: whoever reads it may only start later than who wrote it.
     A bounded number at a time; tells whether there is more to delete.
     """
-    handled, tail, kept = connection.execute(
-        "SELECT coalesce((SELECT min(position) FROM progress WHERE slot = s.id), s.head), s.tail, s.bytes"
+    handled, head, tail, kept = connection.execute(
+        "SELECT (SELECT min(position) FROM progress WHERE slot = s.id), s.head, s.tail, s.bytes"
         " FROM slot AS s WHERE s.id = ?",
         (slot,),
     ).fetchone()
+    if handled is None:
+        handled, size = head, kept
     rows = connection.execute(
         "SELECT id, published, length(content) FROM log WHERE id > ? AND id <= ? ORDER BY id LIMIT ?",
         (slot << SHIFT | tail, slot << SHIFT | handled, _TRIM_ROWS),

@@ -59,6 +59,10 @@ class Partition:
                 self.done += 1
                 self._ahead.discard(self.done)
 
+    def gone(self) -> bool:
+        """Whether the slot is given up and no handler has anything of it any more."""
+        return not self.active and not self.running
+
     def took(self, last: int, size: int) -> None:
         """A row was fetched that ends at this position."""
         self.fetched = last

@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from kmp_core.deadlines import detached
 from kmp_core.errors import DeadlineExceeded
 from kmp_messaging.embedded.failures import Failures
-from kmp_messaging.embedded.items import Batch, Item, Raw, Route
+from kmp_messaging.embedded.items import Batch, Item, Poison, Raw, Route
 from kmp_messaging.envelope import Decoder
 from kmp_messaging.errors import HandlerKilled, UndeliverableEvent
-from kmp_messaging.models import Event
 from kmp_messaging.tracing import attach, detach
 
 __all__ = ["Workers"]
@@ -34,7 +33,6 @@ class Workers:
         self.ready: deque[Raw] = deque()
         self.lease_ends = _OVER
         self.handler_timeout = 300.0
-        self.handled = 0
         self.broken: BaseException | None = None
         self._decoder = decoder
         self._failures = failures
@@ -42,7 +40,7 @@ class Workers:
         self._low = low
         self._resumed: deque[Item | Batch] = deque()
         self._busy: dict[str, deque[Item] | None] = {}
-        self._routes: dict[type[Event], Route | None] = {}
+        self._routes: dict[type[Any], Route | None] = {}
         self._declared: list[Route] = []
         self._idle: deque[asyncio.Future[None]] = deque()
         self._tasks: list[asyncio.Task[None]] = []
@@ -96,16 +94,14 @@ class Workers:
 
     async def _work(self, number: int) -> None:
         try:
-            turns = 0
             while not self._stopping:
                 if self._resumed:
                     await self._resume(self._resumed.popleft(), number)
                 elif self.ready and time.monotonic() < self.lease_ends:
-                    await self._next(number)
+                    await self._advance(number)
                 else:
                     await self._rest()
-                turns += 1
-                if turns % _TURN == 0:
+                if self.ready or self._resumed:
                     await asyncio.sleep(0)
         except Exception as error:
             # Nothing of ours should come here; it must not look like an idle subscription.
@@ -118,20 +114,61 @@ class Workers:
         self._hungry()
         await waiting
 
-    async def _next(self, number: int) -> None:
-        batch = self._declared[0].size if self._declared else None
-        if batch is None:
-            item = await self._take()
-            if item is not None:
-                await self._handle(item, number)
-        else:
-            await self._handle_batch(await self._take_many(batch), number)
+    async def _advance(self, number: int) -> None:  # noqa: PLR0912 - inner calls would cost more than the work
+        """Hand out a run of events, in one loop that is gone through for every event."""
+        ready, busy, began, decode = self.ready, self._busy, self._began, self._decoder.decode
+        for _ in range(_TURN):
+            now = time.monotonic()
+            if not ready or self._resumed or now >= self.lease_ends or self._stopping:
+                return
+            raw = ready.popleft()
+            if len(ready) == self._low:
+                self._hungry()
+            partition, position, content = raw
+            if not partition.active:
+                continue
+            try:
+                event, envelope = decode(content)
+            except UndeliverableEvent as error:
+                await self._bury(raw, error, error.attributes, 1)
+                continue
+            route = self._routes.get(type(event)) or self._route(type(event))
+            if route is None:
+                partition.finish(position)
+                continue
+            key = envelope.get("partitionkey")
+            if key is not None:
+                if key in busy:
+                    self._defer(Item(*raw, event, envelope, key, route))
+                    continue
+                busy[key] = None
+            if partition.attempts or position <= partition.suspect or "traceparent" in envelope:
+                await self._handle(Item(*raw, event, envelope, key, route), number)
+                continue
+            partition.running += 1
+            began[number] = now
+            try:
+                await route.handler(event)
+            except BaseException as error:
+                failure = self._outcome(error, number)
+                await self._failed(Item(*raw, event, envelope, key, route), failure)
+            else:
+                partition.finish(position)
+                if key is not None:
+                    if busy[key] is None:
+                        del busy[key]
+                    else:
+                        self._free(key)
+            finally:
+                began[number] = 0.0
+                partition.running -= 1
+                if partition.gone():
+                    self._hungry()
 
-    async def _take(self) -> Item | None:
+    def _take(self) -> Item | Poison | None:
         """The next event whose key is free, with its key made busy; None where there was nothing to hand out."""
-        ready = self.ready
-        raw = ready.popleft()
-        if len(ready) == self._low:
+        raw = self.ready.popleft()
+        if len(self.ready) == self._low:
             self._hungry()
         partition, position, content = raw
         if not partition.active:
@@ -139,23 +176,26 @@ class Workers:
         try:
             event, envelope = self._decoder.decode(content)
         except UndeliverableEvent as error:
-            await self._bury(raw, error, error.attributes, 1)
-            return None
-        route = None if event is None else self._route(type(event))
-        if event is None or route is None:
+            return Poison(raw, error)
+        route = self._route(type(event))
+        if route is None:
             partition.finish(position)
             return None
         key = envelope.get("partitionkey")
-        item = Item(partition, position, content, event, envelope, key, route)
+        item = Item(*raw, event, envelope, key, route)
         if key is not None:
             if key in self._busy:
-                waiting = self._busy[key]
-                if waiting is None:
-                    waiting = self._busy[key] = deque()
-                waiting.append(item)
+                self._defer(item)
                 return None
             self._busy[key] = None
         return item
+
+    def _defer(self, item: Item) -> None:
+        assert item.key is not None
+        waiting = self._busy[item.key]
+        if waiting is None:
+            waiting = self._busy[item.key] = deque()
+        waiting.append(item)
 
     async def _handle(self, item: Item, number: int) -> None:
         partition = item.partition
@@ -173,7 +213,7 @@ class Workers:
                 await self._failed(item, error)
         finally:
             partition.running -= 1
-            if not partition.active and not partition.running:
+            if partition.gone():
                 self._hungry()
 
     async def _handle_carefully(self, item: Item, number: int) -> None:
@@ -189,6 +229,8 @@ class Workers:
                 return
             item.envelope["attempt"] = item.attempts
             error = await self._call(item.route.call(item.event), item.envelope.get("traceparent"), number)
+            if error is None:
+                await self._failures.forget(item)
         if error is None:
             self._done(item)
         else:
@@ -200,26 +242,31 @@ class Workers:
         self._began[number] = time.monotonic()
         try:
             await call
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if number in self._overdue and task is not None:
-                task.uncancel()
-                return DeadlineExceeded(f"the handler took longer than {self.handler_timeout:.3g} s")
-            if task is not None and task.cancelling():
-                raise
-            return RuntimeError("the handler awaited something that was cancelled")
-        except Exception as error:
-            return error
+        except BaseException as error:
+            return self._outcome(error, number)
         finally:
             self._began[number] = 0.0
-            self._overdue.discard(number)
             if token is not None:
                 detach(token)
         return None
 
+    def _outcome(self, error: BaseException, number: int) -> Exception:
+        """What a handler's exception counts as; one that is meant for the worker itself is raised."""
+        if isinstance(error, Exception):
+            return error
+        task = asyncio.current_task()
+        if not isinstance(error, asyncio.CancelledError) or task is None:
+            raise error
+        if number in self._overdue:
+            self._overdue.discard(number)
+            task.uncancel()
+            return DeadlineExceeded(f"the handler took longer than {self.handler_timeout:.3g} s")
+        if task.cancelling():
+            raise error
+        return RuntimeError("the handler awaited something that was cancelled")
+
     def _done(self, item: Item) -> None:
         item.partition.finish(item.position)
-        self.handled += 1
         if item.key is not None:
             self._free(item.key)
 
@@ -237,8 +284,7 @@ class Workers:
             asyncio.get_running_loop().call_later(delay, self._again, item)
 
     async def _give_up(self, item: Item, error: BaseException) -> None:
-        raw = (item.partition, item.position, item.content)
-        await self._bury(raw, error, item.envelope, item.attempts)
+        await self._bury(item.raw, error, item.envelope, item.attempts)
         self._free(item.key)
 
     async def _bury(self, raw: Raw, error: BaseException, envelope: Any, attempts: int) -> None:
@@ -271,88 +317,18 @@ class Workers:
         if time.monotonic() >= self.lease_ends:
             self._resumed.append(waiting)
             await self._rest()
-        elif isinstance(waiting, Batch):
-            await self._retry_batch(waiting, number)
-        elif waiting.partition.active:
+            return
+        assert isinstance(waiting, Item)
+        if waiting.partition.active:
             await self._handle(waiting, number)
         else:
             self._free(waiting.key)
 
-    def _route(self, cls: type[Event]) -> Route | None:
+    def _route(self, cls: type[Any]) -> Route | None:
         try:
             return self._routes[cls]
         except KeyError:
             routes = {route.event: route for route in self._declared}
             found = next((routes[base] for base in cls.__mro__ if base in routes), None)
-            self._routes[cls] = found
+            self._routes[cls] = found  # None for a class that nobody handles here, and for no event at all
             return found
-
-    # -- batches
-
-    async def _take_many(self, size: int) -> list[Item]:
-        items: list[Item] = []
-        held: set[str] = set()
-        while self.ready and len(items) < size:
-            item = await self._take()
-            if item is None:
-                continue
-            if item.position <= item.partition.suspect:
-                # Alone. The batch holds none of its key: all of a slot that is under suspicion comes first.
-                self._resumed.append(item)
-                break
-            items.append(item)
-            if item.key is not None:
-                # Others of the same key may be in the same batch: they are handled in order, together.
-                del self._busy[item.key]
-                held.add(item.key)
-        for key in held:
-            self._busy.setdefault(key, None)
-        return items
-
-    async def _handle_batch(self, items: list[Item], number: int) -> None:
-        if items:
-            await self._retry_batch(Batch(items, items[0].route), number)
-
-    async def _retry_batch(self, batch: Batch, number: int) -> None:
-        items = [item for item in batch.items if item.partition.active]
-        self._free_all(item for item in batch.items if not item.partition.active)
-        if not items:
-            return
-        for item in items:
-            item.partition.running += 1
-        try:
-            events = [item.event for item in items]
-            error = await self._call(batch.route.handler(events), items[0].envelope.get("traceparent"), number)
-            if error is None:
-                for item in items:
-                    item.partition.finish(item.position)
-                self.handled += len(items)
-                self._free_all(items)
-            else:
-                await self._batch_failed(Batch(items, batch.route, batch.failures + 1))
-        finally:
-            for item in items:
-                item.partition.running -= 1
-
-    async def _batch_failed(self, batch: Batch) -> None:
-        await self._failures.count(list(batch.items))
-        if batch.failures <= min(1, batch.route.retries - 1):
-            asyncio.get_running_loop().call_later(self._failures.delay(batch.failures), self._again, batch)
-            return
-        # One by one, each key in order: the first of a key goes on, the others wait before what came later.
-        later: dict[str, deque[Item]] = {}
-        for item in batch.items:
-            if item.key is None:
-                self._resumed.append(item)
-            elif item.key in later:
-                later[item.key].append(item)
-            else:
-                later[item.key] = deque()
-                self._resumed.append(item)
-        for key, waiting in later.items():
-            waiting.extend(self._busy[key] or ())
-            self._busy[key] = waiting or None
-
-    def _free_all(self, items: Iterable[Item]) -> None:
-        for key in {item.key for item in items if item.key is not None}:
-            self._free(key)

@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import sqlite3
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, TypeVar
 
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, bounded, deadline, within
@@ -34,6 +34,8 @@ from kmp_storage.protocols import Bucket
 from kmp_storage.values import BucketEntry
 
 __all__ = ["BucketSettings", "FileBucket"]
+
+T = TypeVar("T")
 
 _PAGE = 500
 _EVERYTHING = sys.maxsize
@@ -73,7 +75,7 @@ class FileBucket(Provider, Bucket):
         self._blobs: Blobs = MemoryBlobs(self.settings.max_memory_bytes) if root is None else FileBlobs(root)
         path = None if root is None else root / "index.db"
         self._database = Database(path, project=self.project, migrations=index.MIGRATIONS)
-        self._removed: list[str] = []
+        self._removed: set[str] = set()
 
     @classmethod
     def from_url(cls, url: str, *, context: Context) -> Self:
@@ -83,8 +85,8 @@ class FileBucket(Provider, Bucket):
     async def _open(self) -> None:
         self._threads = Threads(self.settings.threads)
         self._telemetry = Telemetry("db", "file", project=self.project, scope="kmp_storage")
-        await self._database.open()
         await self._threads.run(self._blobs.open)
+        await self._database.open()
         await self._threads.regardless(self._sweep())
 
     async def _close(self) -> None:
@@ -156,9 +158,11 @@ class FileBucket(Provider, Bucket):
         check_key(key)
         seconds = within(timeout, self.settings.timeout)
         with self._telemetry.call("delete"):
-            content = await self._database.write(lambda connection: index.delete(connection, key), timeout=seconds)
-            if content is not None:
-                await self._threads.regardless(self._remove(content))
+            try:
+                content = await self._change(partial(index.delete, key=key), seconds)
+            finally:
+                # Also after a failure: the delete may have been committed in the very moment of a cancellation.
+                await self._threads.regardless(self._collect())
         return content is not None
 
     async def copy(self, source: str, target: str, *, timeout: Timeout = None) -> BucketEntry:
@@ -195,13 +199,9 @@ class FileBucket(Provider, Bucket):
                 entry = BucketEntry(
                     key, size, upload.name, datetime.now(UTC), description.content_type, checksum, description.metadata
                 )
-
-                def commit(connection: sqlite3.Connection) -> str | None:
-                    removed, self._removed = self._removed, []
-                    index.forget(connection, removed)
-                    return index.commit(connection, entry, upload, condition)
-
-                replaced = await self._database.write(commit, timeout=seconds)
+                replaced = await self._change(
+                    partial(index.commit, entry=entry, upload=upload, condition=condition), seconds
+                )
             except BaseException:
                 await self._threads.regardless(self._clean_up(upload))
                 raise
@@ -230,11 +230,24 @@ class FileBucket(Provider, Bucket):
                     raise InvalidInput("content", problem, example="KMP_STORAGE_BUCKET_MAX_OBJECT_BYTES", key=key)
                 await self._threads.run(store, chunk)
 
+    async def _change(self, work: Callable[[sqlite3.Connection], T], seconds: float | None) -> T:
+        """One transaction, which also forgets the contents that were removed since the last one."""
+        removed = tuple(self._removed)
+
+        def change(connection: sqlite3.Connection) -> T:
+            index.forget(connection, removed)
+            return work(connection)
+
+        result = await self._database.write(change, timeout=seconds)
+        self._removed.difference_update(removed)
+        return result
+
     async def _clean_up(self, upload: Upload) -> None:
         """The put failed; whether its content was named in the very moment of a cancellation, the index knows."""
         with contextlib.suppress(KmpError):
             named = await self._database.read(lambda connection: index.names(connection, upload.name))
             await self._threads.run(upload.settle if named else upload.discard)
+        await self._collect()
 
     async def _settle(self, upload: Upload, replaced: str | None) -> None:
         # The object is stored by now. What cannot be moved is read where it is, and moved by the next to open.
@@ -246,7 +259,14 @@ class FileBucket(Provider, Bucket):
     async def _remove(self, content: str) -> None:
         with contextlib.suppress(KmpError):  # it stays listed as garbage
             await self._threads.run(self._blobs.remove, content)
-            self._removed.append(content)
+            self._removed.add(content)
+
+    async def _collect(self) -> None:
+        """Remove contents that no object has any more."""
+        with contextlib.suppress(KmpError):
+            for name in await self._database.read(index.garbage):
+                if name not in self._removed:
+                    await self._remove(name)
 
     # Reading
 
@@ -321,8 +341,7 @@ class FileBucket(Provider, Bucket):
 
     async def _sweep(self) -> None:
         """Remove what nothing names; a content that a living process still writes is locked, and left alone."""
-        for name in await self._database.read(index.garbage):
-            await self._remove(name)
+        await self._collect()
         uploads = self._blobs.abandoned()
         while upload := await self._threads.run(next, uploads, None):
             await self._clean_up(upload)

@@ -36,7 +36,7 @@ class FileBlobs:
 
     def open(self) -> None:
         try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private_directories(self.root)
         except OSError as error:
             problem = f"cannot be created ({os.strerror(error.errno or 0)})"
             raise ConfigurationError(
@@ -169,6 +169,12 @@ class _FileContent:
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
+
+
+def _make_private_directories(path: Path) -> None:
+    # `mkdir(parents=True)` gives the mode to the last one only.
+    for missing in reversed([each for each in (path, *path.parents) if not each.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
 
 
 def _sync_directory(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -110,7 +111,7 @@ def garbage(connection: sqlite3.Connection) -> list[str]:
     return [row[0] for row in connection.execute("SELECT content FROM garbage")]
 
 
-def forget(connection: sqlite3.Connection, contents: list[str]) -> None:
+def forget(connection: sqlite3.Connection, contents: Iterable[str]) -> None:
     """They are gone from the store."""
     connection.executemany("DELETE FROM garbage WHERE content = ?", [(name,) for name in contents])
 

@@ -17,7 +17,7 @@ from kmp_core.project import Project
 from kmp_core.resource import Provider
 from kmp_core.sqlite import Database
 from kmp_core.telemetry import Telemetry
-from kmp_storage.embedded.files import embedded_path, whole_number
+from kmp_storage.embedded.files import embedded_path, refuse_other_contents, whole_number
 from kmp_storage.embedded.graph_codec import EdgeCodec, NodeCodec, check_key, edge_codec, node_codec
 from kmp_storage.embedded.graph_settings import GraphSettings
 from kmp_storage.embedded.graph_walks import Found, Step, Walk
@@ -67,7 +67,7 @@ class SqliteGraphStore(Provider, GraphStore):
     async def _open(self) -> None:
         self._telemetry = Telemetry("db", "sqlite", project=self.project, scope="kmp_storage")
         await self._database.open()
-        await self._check()
+        await refuse_other_contents(self._database, "edges")
 
     async def _close(self) -> None:
         await self._database.close()

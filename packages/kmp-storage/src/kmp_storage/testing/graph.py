@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, date, datetime
 from enum import Enum
 from typing import Any, ClassVar
@@ -172,18 +172,19 @@ class GraphStoreContract(ProviderContract):
                     await graph.merge(City(code="A"), wrong)
                 with pytest.raises(InvalidInput):
                     await graph.merge_all([wrong])
-            for question in (
+            questions: tuple[Callable[[], Awaitable[Any]], ...] = (
                 lambda: graph.get(City, ""),
                 lambda: graph.get(Flies, "A"),
                 lambda: graph.neighbours(City(code="A"), via=City),
-                lambda: graph.neighbours(City(code="A"), via=[]),
+                lambda: graph.neighbours(City(code="A"), via=()),
                 lambda: graph.neighbours(City(code="A"), via=Flies, depth=0),
                 lambda: graph.neighbours(City(code="A"), via=Flies, direction="sideways"),
                 lambda: graph.neighbours(City(code="A"), via=Flies, limit=-1),
                 lambda: graph.neighbours("A", via=Flies),
                 lambda: graph.paths(City(code="A"), City(code="B"), via=Flies, limit=0),
                 lambda: graph.paths(City(code="A"), City(code="B"), via=Flies, depth=True),
-            ):
+            )
+            for question in questions:
                 with pytest.raises(InvalidInput):
                     await question()
             assert await graph.get(City, "A") is None
@@ -261,13 +262,13 @@ class GraphStoreContract(ProviderContract):
     async def test_neighbours_of_several_classes(self, make: Make) -> None:
         async with make() as graph:
             await graph.merge(Serves(source="L", target="A", since=date(2001, 2, 3)), flies("A", "B"), City(code="Z"))
-            found = await graph.neighbours(City(code="A"), via=[Flies, Serves], direction="both")
+            found = await graph.neighbours(City(code="A"), via=(Flies, Serves), direction="both")
             assert found == [City(code="B"), Line(code="L")]
-            assert await graph.neighbours(City(code="A"), via=[Flies, Serves], direction="both", only=Line) == [
+            assert await graph.neighbours(City(code="A"), via=(Flies, Serves), direction="both", only=Line) == [
                 Line(code="L")
             ]
             # What is left out of the result is not out of the way.
-            assert await graph.neighbours(Line(code="L"), via=[Flies, Serves], depth=2, only=City) == [
+            assert await graph.neighbours(Line(code="L"), via=(Flies, Serves), depth=2, only=City) == [
                 City(code="A"),
                 City(code="B"),
             ]
@@ -302,7 +303,8 @@ class GraphStoreContract(ProviderContract):
     @pytest.mark.parametrize("seed", range(6))
     async def test_walks_agree_with_a_search_through_all_ways(self, make: Make, seed: int) -> None:
         chance = random.Random(seed)  # noqa: S311 - the same graph every time
-        direction: Direction = ("out", "in", "both")[seed % 3]  # type: ignore[assignment]
+        directions: tuple[Direction, ...] = ("out", "in", "both")
+        direction = directions[seed % 3]
         names = [f"N{number}" for number in range(8)]
         pairs = {(chance.choice(names), chance.choice(names)) for _ in range(14)}
         async with make() as graph:
@@ -341,7 +343,7 @@ class GraphStoreContract(ProviderContract):
     async def test_each_call_is_one_span_and_one_point(self, make: Make) -> None:
         with Recorder() as recorder:
             async with make() as graph:
-                for call in (
+                calls: tuple[Callable[[], Awaitable[Any]], ...] = (
                     lambda: graph.merge(flies("A", "B")),
                     lambda: graph.merge_all(City(code=f"C{number}") for number in range(5000)),
                     lambda: graph.get(City, "A"),
@@ -349,7 +351,8 @@ class GraphStoreContract(ProviderContract):
                     lambda: graph.paths(City(code="A"), City(code="B"), via=Flies),
                     lambda: graph.edges(Flies),
                     lambda: graph.delete(City, "A"),
-                ):
+                )
+                for call in calls:
                     recorder.clear()
                     await call()
                     assert len(recorder.spans) == len(recorder.points) == 1

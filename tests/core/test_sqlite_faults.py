@@ -1,0 +1,173 @@
+"""Files that cannot be used: each is a clear error, nothing is lost, and the file is left as it is."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kmp_core.errors import ConfigurationError, Corrupt, PermissionDenied, Unavailable
+from kmp_core.project import Project
+from kmp_core.sqlite import Database
+
+ACME = Project("acme")
+SCHEMA = ["CREATE TABLE note (text TEXT) STRICT"]
+
+
+def make(path: Path, project: str = "acme", migrations=SCHEMA) -> Database:
+    return Database(path, project=Project(project), migrations=migrations)
+
+
+async def refused(database: Database, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match) as raised:
+        await database.open()
+    assert len(str(raised.value).splitlines()) <= 5
+    await database.close()
+
+
+def remount(directory: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(directory)], check=True)
+
+
+@contextmanager
+def mounted(directory: Path, *options: str) -> Iterator[Path]:
+    """A file system of its own, since a superuser is kept by no permission bits."""
+    directory.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", *options, "tmpfs", str(directory)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must be able to mount a small file system: {done.stderr}")
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "n.db"
+    path.write_bytes(b"a letter to my mother, which is no database " * 100)
+    before = path.read_bytes()
+    await refused(make(path), Corrupt, "n.db is damaged or no SQLite file")
+    assert path.read_bytes() == before
+
+
+async def test_a_damaged_file_is_refused_or_its_damage_found_when_it_is_read(tmp_path):
+    path = tmp_path / "n.db"
+    database = make(path)
+    await database.open()
+    await database.write(lambda c: c.executemany("INSERT INTO note VALUES (?)", [("x" * 500,)] * 200))
+    await database.close()
+    content = bytearray(path.read_bytes())
+    content[8192:] = b"\xff" * (len(content) - 8192)
+    path.write_bytes(content)
+    damaged = make(path)
+    with pytest.raises(Corrupt, match=r"n\.db"):
+        await damaged.open()
+        await damaged.read(lambda c: c.execute("SELECT sum(length(text)) FROM note").fetchall())
+    await damaged.close()
+    assert path.read_bytes() == bytes(content)
+
+
+async def test_another_applications_database_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "n.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    before = path.read_bytes()
+    await refused(make(path), ConfigurationError, "belongs to another application")
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["n.db"]
+
+
+async def test_another_projects_file_is_refused(tmp_path):
+    path = tmp_path / "n.db"
+    database = make(path)
+    await database.open()
+    await database.close()
+    before = path.read_bytes()
+    await refused(make(path, "acme2"), PermissionDenied, "belongs to another project")
+    assert path.read_bytes() == before
+
+
+async def test_a_later_versions_file_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "n.db"
+    database = make(path, migrations=[*SCHEMA, "CREATE TABLE later (x TEXT) STRICT"])
+    await database.open()
+    await database.close()
+    before = path.read_bytes()
+    await refused(make(path), ConfigurationError, "later version of KMP .schema 2, this one knows 1")
+    assert path.read_bytes() == before
+
+
+async def test_a_file_without_its_owner_is_damaged(tmp_path):
+    path = tmp_path / "n.db"
+    database = make(path)
+    await database.open()
+    await database.write(lambda c: c.execute("DROP TABLE kmp_owner"))
+    await database.close()
+    await refused(make(path), Corrupt, "names the owner")
+
+
+async def test_a_directory_in_place_of_the_file_is_refused(tmp_path):
+    (tmp_path / "n.db").mkdir()
+    await refused(make(tmp_path / "n.db"), ConfigurationError, "cannot be opened")
+
+
+async def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
+    (tmp_path / "acme").write_text("in the way")
+    await refused(make(tmp_path / "acme" / "n.db"), ConfigurationError, "cannot be created")
+
+
+async def test_a_read_only_place_is_refused(tmp_path):
+    with mounted(tmp_path / "disk", "-o", "size=1m") as disk:
+        remount(disk, "ro")
+        await refused(make(disk / "acme" / "n.db"), ConfigurationError, "cannot be created")
+        await refused(make(disk / "n.db"), ConfigurationError, "cannot be written")
+
+
+async def test_a_place_that_becomes_read_only_is_reported_and_used_again_when_it_can_be_written(tmp_path):
+    with mounted(tmp_path / "disk", "-o", "size=4m") as disk:
+        (disk / "acme").mkdir()
+        database = make(disk / "acme" / "n.db")
+        await database.open()
+        await database.close()
+        remount(disk, "ro")
+        await refused(make(disk / "acme" / "n.db"), ConfigurationError, "cannot be written")
+        remount(disk, "rw")
+        again = make(disk / "acme" / "n.db")
+        await again.open()
+        await again.write(lambda c: c.execute("INSERT INTO note VALUES ('x')"))
+        await again.close()
+
+
+async def test_a_full_disk_is_reported_loses_nothing_and_is_used_again_when_there_is_room(tmp_path):
+    with mounted(tmp_path / "disk", "-o", "size=256k") as disk:
+        database = make(disk / "n.db")
+        await database.open()
+        written = 0
+        with pytest.raises(Unavailable, match="disk") as raised:
+            for _ in range(1000):
+                await database.write(lambda c: c.execute("INSERT INTO note VALUES (?)", ("x" * 2000,)))
+                written += 1
+        assert not raised.value.outcome_unknown
+        assert written > 0
+        count = "SELECT count(*) FROM note"
+        assert await database.read(lambda c: c.execute(count).fetchone()[0]) == written
+        remount(disk, "size=4m")
+        await database.write(lambda c: c.execute("INSERT INTO note VALUES ('room')"))
+        assert await database.read(lambda c: c.execute(count).fetchone()[0]) == written + 1
+        await database.close()
+
+
+async def test_a_disk_that_is_full_from_the_beginning_is_reported(tmp_path):
+    with mounted(tmp_path / "disk", "-o", "size=64k") as disk:
+        (disk / "ballast").write_bytes(b"x" * 65536)
+        await refused(make(disk / "n.db"), Unavailable, "disk")
