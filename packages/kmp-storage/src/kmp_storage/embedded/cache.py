@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from kmp_core.context import Context
-from kmp_core.deadlines import Timeout, deadline, duration, remaining, within
+from kmp_core.deadlines import Timeout, deadline, remaining, within
 from kmp_core.errors import Conflict, InvalidInput, KmpError
 from kmp_core.project import Project
 from kmp_core.resource import Provider
 from kmp_core.sqlite import Database, database_path
 from kmp_core.telemetry import Telemetry
+from kmp_storage.cache import check_key, time_to_live
 from kmp_storage.embedded import cache_leases as leases
-from kmp_storage.embedded.cache_entries import MIGRATIONS, Entries, Found, check_key
+from kmp_storage.embedded.cache_entries import MIGRATIONS, Entries, Found
 from kmp_storage.embedded.cache_flights import Flights, Landed
 from kmp_storage.embedded.cache_settings import CacheSettings
 from kmp_storage.protocols import Cache
@@ -36,7 +37,6 @@ Load = Callable[[], Awaitable[bytes | None]]
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.1
 _TOUCHED_AT_MOST = 4096
-_MAX_TTL_SECONDS = 100 * 366 * 86400.0
 
 
 class SqliteCache(Provider, Cache):
@@ -103,7 +103,7 @@ class SqliteCache(Provider, Cache):
         self.ensure_open()
         check_key(key)
         self._entries.check_value(value, key)
-        seconds = _seconds(ttl)
+        seconds = time_to_live(ttl)
 
         def store(connection: sqlite3.Connection) -> bool:
             now = self._clock()
@@ -144,7 +144,7 @@ class SqliteCache(Provider, Cache):
         check_key(key)
         if isinstance(by, bool) or not isinstance(by, int):
             raise InvalidInput("by", f"must be a whole number, not {type(by).__name__}", example="1", key=key)
-        seconds = _seconds(ttl)
+        seconds = time_to_live(ttl)
 
         def add(connection: sqlite3.Connection) -> int:
             now = self._clock()
@@ -162,7 +162,7 @@ class SqliteCache(Provider, Cache):
     ) -> bytes | None:
         self.ensure_open()
         check_key(key)
-        terms = _Terms(load, _required(ttl), _seconds(negative_ttl, "negative_ttl"))
+        terms = _Terms(load, _required(ttl), time_to_live(negative_ttl, "negative_ttl"))
         seconds = within(timeout, self.settings.load_timeout)
         with self._telemetry.call("get_or_load"):
             async with deadline(seconds, what=f"get_or_load of {key!r}", backend="sqlite"):
@@ -408,17 +408,8 @@ class _Pauses:
         self._next = min(self._next * 1.5, _LONGEST_PAUSE)
 
 
-def _seconds(value: Timeout, field: str = "ttl") -> float | None:
-    if value is None:
-        return None
-    seconds = duration(value, field=field).total_seconds()
-    if seconds <= 0:
-        raise InvalidInput(field, "must be more than zero", example='"5m"; delete forgets at once')
-    return seconds
-
-
 def _required(ttl: Timeout) -> float:
-    seconds = _seconds(ttl)
+    seconds = time_to_live(ttl)
     if seconds is None:
         raise InvalidInput("ttl", "is missing", example='"5m"')
     return seconds
