@@ -116,7 +116,7 @@ class SecretStore(Resource, Protocol):
 
     @abstractmethod
     async def get(self, name: str, *, timeout: Timeout = None) -> Secret:
-        """The secret as it is now. Raises `NotFound` (here `SecretNotFound`), and `InvalidInput` for what is no name."""
+        """The secret as it is now. Raises `NotFound` (here `SecretNotFound`), `InvalidInput` for what is no name."""
         ...
 
     @abstractmethod
