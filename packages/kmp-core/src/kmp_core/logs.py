@@ -55,11 +55,11 @@ def configure(
     Servers that bring log handlers of their own (uvicorn, gunicorn) have them taken away, so that their lines look
     like all others.
     """
-    stream = stream or sys.stderr
-    as_json = format == "json" or (format == "auto" and not stream.isatty())
+    target: TextIO = stream or sys.stderr
+    as_json = format == "json" or (format == "auto" and not target.isatty())
     facts = {"project": project, "service": service, "environment": environment}
-    handler = _Handler(stream)
-    handler.setFormatter(_formatter(facts, as_json=as_json, colors=stream.isatty()))
+    handler = _Handler(target)
+    handler.setFormatter(_formatter(facts, as_json=as_json, colors=target.isatty()))
     root = logging.getLogger()
     for old in [one for one in root.handlers if isinstance(one, _Handler)]:
         root.removeHandler(old)
