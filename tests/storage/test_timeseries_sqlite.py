@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import sqlite3
 import tracemalloc
@@ -12,9 +13,18 @@ from typing import Any
 
 import pytest
 
-from kmp_core.errors import ConfigurationError, Conflict, Corrupt, DeadlineExceeded, KmpError, PermissionDenied
+from kmp_core import Service
+from kmp_core.errors import (
+    ConfigurationError,
+    Conflict,
+    Corrupt,
+    DeadlineExceeded,
+    KmpError,
+    PermissionDenied,
+    Unavailable,
+)
 from kmp_core.testing import IsolatedEnvironment, ManualClock
-from kmp_storage import Measurement
+from kmp_storage import Edge, GraphStore, Measurement, Node, TimeSeriesStore
 from kmp_storage.embedded.graph import SqliteGraphStore
 from kmp_storage.embedded.timeseries import SqliteTimeSeriesStore, TimeSeriesSettings
 
@@ -211,6 +221,38 @@ async def test_a_stage_leaves_no_file_behind(tmp_path: Path):
         with pytest.raises(RuntimeError, match="broken"):
             await store.append_all(broken())
         assert names(tmp_path) == expected
+
+
+async def test_a_stream_that_finds_no_room_is_told_and_leaves_nothing(tmp_path: Path):
+    import shutil
+
+    async with SqliteTimeSeriesStore(directory=tmp_path / "store") as store:
+        await store.append(sample(0))
+        # The stage's file cannot be made; the store's own is open and goes on working.
+        await asyncio.to_thread(shutil.move, tmp_path / "store", tmp_path / "moved")
+        with pytest.raises(Unavailable, match="nothing was stored"):
+            await store.append_all(many(300_000))
+        await asyncio.to_thread(shutil.move, tmp_path / "moved", tmp_path / "store")
+        assert len(await read(store, Sample)) == 1
+        assert await store.append(sample(1)) == 1
+
+
+async def test_a_service_gets_the_store_and_keeps_its_rows(kmp_environment: IsolatedEnvironment):
+    for number in range(2):
+        async with Service("sampler", project="acme") as service:
+            store = await service.get(TimeSeriesStore)
+            assert await store.append(sample(number)) == 1
+            assert [row.value async for row in store.read(Sample)] == [float(n) for n in range(number + 1)]
+            assert await (await service.get(GraphStore)).neighbours(City(code="A"), via=Way) == []
+    assert names(kmp_environment.directory / "data" / "acme") == ["graph.db", "timeseries.db"]
+
+
+class City(Node, label="City", key="code"):
+    code: str
+
+
+class Way(Edge, type="WAY", source=City, target=City):
+    pass
 
 
 async def test_every_call_ends_when_its_time_is_over(tmp_path: Path):
