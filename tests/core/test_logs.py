@@ -123,6 +123,15 @@ def test_a_servers_own_handlers_give_way(lines):
     assert lines.last()["event"] == "GET /"
 
 
+def test_a_server_that_was_told_not_to_log_requests_stays_silent(lines, monkeypatch):
+    server = logging.getLogger("gunicorn.access")
+    server.handlers.clear()
+    monkeypatch.setattr(server, "propagate", False)  # what uvicorn's access_log=False does
+    logs.configure(project="acme", service="delays", environment="prod", stream=lines)
+    server.info("GET /")
+    assert lines.getvalue() == ""
+
+
 class Login(BaseModel):
     user: str
     password: str

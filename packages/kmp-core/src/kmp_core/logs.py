@@ -67,6 +67,8 @@ def configure(
     root.setLevel(level.upper())
     for name in _OWN_HANDLERS:
         logger = logging.getLogger(name)
+        if not logger.handlers and not logger.propagate:
+            continue  # told to be silent, as by uvicorn's `access_log=False`
         logger.handlers.clear()
         logger.propagate = True
     structlog.configure(
