@@ -64,7 +64,7 @@ def open_office(options: Options, state: State) -> Generator[Office, None, None]
     port = free_port() if options.port is None else options.port
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        authority = DevelopmentAuthority(issuer=address, trust_domain=_TRUST_DOMAIN, ttl="10m")
+        authority = DevelopmentAuthority(issuer=address, trust_domain=_TRUST_DOMAIN, ttl="10m", environment="dev")
         config = uvicorn.Config(authority_app(authority), log_level="error", lifespan="off")
         server = uvicorn.Server(config)
         # In a thread, where uvicorn leaves the signals to the launcher.

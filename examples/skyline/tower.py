@@ -132,8 +132,10 @@ async def try_the_stores(project: Path) -> None:
 
 async def try_the_way_out(bucket: Bucket, project: Path) -> None:
     """Leave its own bucket by the key."""
-    for key in ("../../skyline/bucket/index.db", "%2e%2e/%2e%2e/skyline/bucket/index.db", str(project / "bucket.db")):
+    for key in ("../../skyline/bucket/index.db", "%2e%2e/%2e%2e/skyline/bucket/index.db"):
         await guarded(f"gets {key!r} from its own bucket", partial(bucket.get, key))
+    file = str(project / "bucket" / "index.db")
+    await guarded("gets the whole path of skyline's file from its own bucket", partial(bucket.get, file))
 
 
 async def main() -> None:

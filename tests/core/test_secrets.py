@@ -164,20 +164,30 @@ async def test_a_file_that_is_still_being_written_is_not_delivered(tmp_path):
             await until(lambda: clock.sleeping or upcoming.done())
             assert not upcoming.done(), "a half-written password was delivered"
         clock.advance("2s")
-        assert (await upcoming).reveal() == "new-password"
+        await until(upcoming.done)
+        assert upcoming.result().reveal() == "new-password"
 
 
 async def test_a_secret_that_vanishes_keeps_its_value_and_says_so_once(tmp_path, caplog):
+    class Counting(MountedSecrets):
+        looks = 0
+
+        def _look(self, name, *rest):
+            self.looks += 1
+            return super()._look(name, *rest)
+
     (tmp_path / "password").write_text("kept")
     caplog.set_level(logging.INFO, "kmp_core.secrets")
     async with (
-        MountedSecrets(f"file://{tmp_path}", settings=QUICK) as store,
+        Counting(f"file://{tmp_path}", settings=QUICK) as store,
         contextlib.aclosing(store.watch("password")) as values,
     ):
         await anext(values)
         upcoming = asyncio.ensure_future(anext(values))
         (tmp_path / "password").unlink()
         await until(lambda: caplog.records)
+        looks = store.looks
+        await until(lambda: store.looks > looks + 9)  # three a poll while it is missing
         (tmp_path / "password").write_text("kept")  # the same value again is no rotation
         await until(lambda: len(caplog.records) == 2)
         assert not upcoming.done()

@@ -1,15 +1,25 @@
-"""The independent way: the same figures, computed by DuckDB from the package's files, with no line of KMP."""
+"""Runs of the example as a person starts it, and the independent way to its figures: DuckDB, with no line of KMP."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
 import zipfile
 from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import psutil
 import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "skyline"
 
 # `(n * wanted) // total` steps by one exactly at the rows of a sample spread evenly over the file.
 _LOAD = """
@@ -58,11 +68,14 @@ class Oracle:
         return [dest for (dest,) in self.rows(sql)]
 
     def without_details(self) -> list[str]:
-        sql = "SELECT DISTINCT dest FROM flights WHERE dest NOT IN (SELECT faa FROM airports) ORDER BY dest"
+        sql = """SELECT DISTINCT dest FROM flights
+                 WHERE dep_delay IS NOT NULL AND dest NOT IN (SELECT faa FROM airports) ORDER BY dest"""
         return [dest for (dest,) in self.rows(sql)]
 
     def places(self) -> set[str]:
-        return {code for (code,) in self.rows("SELECT origin FROM flights UNION SELECT dest FROM flights")}
+        """Both ends of every route that was flown."""
+        flown = "FROM flights WHERE dep_delay IS NOT NULL"
+        return {code for (code,) in self.rows(f"SELECT origin {flown} UNION SELECT dest {flown}")}
 
     def names(self) -> dict[str, str]:
         return dict(self.rows("SELECT faa, name FROM airports"))
@@ -85,7 +98,7 @@ class Oracle:
 
 
 @pytest.fixture(scope="session")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def oracle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Oracle]:
     """A function that gives the answers for `limit` flights, or for all."""
     known: dict[int | None, Oracle] = {}
 
@@ -95,3 +108,64 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return known[limit]
 
     return ask
+
+
+@dataclass
+class Skyline:
+    """One start of the example, and what it left."""
+
+    process: subprocess.Popen[str]
+    directory: Path
+
+    def finish(self, *, within: float = 200) -> tuple[int, str]:
+        """Exit code and everything that was printed."""
+        output, _ = self.process.communicate(timeout=within)
+        return self.process.returncode, output
+
+    def result(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.directory.parent / "result.json").read_text())
+        return found
+
+    def logged(self, service: str, event: str) -> list[dict[str, Any]]:
+        """The lines about an event in a service's log."""
+        file = self.directory / "logs" / f"{service}.log"
+        lines = file.read_text().splitlines() if file.exists() else []
+        parsed = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        return [line for line in parsed if line.get("event") == event]
+
+    def await_log(self, service: str, event: str, *, within: float = 60) -> None:
+        """Return when a service has logged an event."""
+        end = time.monotonic() + within
+        while not self.logged(service, event):
+            assert self.process.poll() is None, self.finish()[1]
+            assert time.monotonic() < end, f"{service} never logged {event!r}"
+            time.sleep(0.02)
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+
+@pytest.fixture(scope="session")
+def skyline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Skyline]]:
+    """Start the example in a directory of its own, with these arguments; whatever still runs at the end is killed."""
+    started: list[Skyline] = []
+
+    def start(*arguments: str, directory: Path | None = None) -> Skyline:
+        folder = directory or tmp_path_factory.mktemp("skyline") / "state"
+        own = ["--directory", str(folder), "--json", str(folder.parent / "result.json")]
+        process = subprocess.Popen(
+            [sys.executable, str(EXAMPLE), *own, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "COLUMNS": "120"},
+            cwd=folder.parent,
+        )
+        started.append(Skyline(process, folder))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.communicate()

@@ -226,7 +226,7 @@ async def test_old_events_go_once_every_group_has_handled_them(tmp_path):
         bus.subscribe(Told, slow, group="slow")
         await bus.start()
         await bus.publish(Told(who="k0"))
-        await until(lambda: all(consumer.topic is not None for consumer in bus._consumers.values()))
+        await until(lambda: all(consumer._group for consumer in bus._consumers.values()))
         await until(lambda: seen["fast"] == 1)
         for number in range(60):
             await bus.publish(*(Told(who=f"k{n}", number=number, text="x" * 500) for n in range(20)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kmp_core.errors import BackendError, Conflict, Corrupt, InvalidInput, PermissionDenied
+from kmp_core.errors import BackendError, Conflict, Corrupt, DeadlineExceeded, InvalidInput, PermissionDenied
 from kmp_core.testing import ManualClock
 from kmp_storage.embedded.cache import CacheSettings, SqliteCache
 
@@ -145,6 +145,44 @@ async def test_a_source_that_is_down_is_not_asked_by_every_caller(url: str, tmp_
         clock.advance(20)
         with pytest.raises(LookupError):
             await cache.get_or_load("key", broken, ttl=100)
+
+
+async def test_callers_of_one_process_share_a_failing_load(url: str, tmp_path: Path) -> None:
+    loads = 0
+
+    async def broken() -> bytes:
+        nonlocal loads
+        loads += 1
+        await asyncio.sleep(0.05)
+        raise LookupError
+
+    async with SqliteCache(url, directory=tmp_path) as cache:
+        calls = (cache.get_or_load("key", broken, ttl="1m") for _ in range(20))
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [LookupError] * 20
+    assert loads == 1
+
+
+async def test_a_loader_that_ran_out_of_time_is_tried_anew_by_the_next_caller(url: str, tmp_path: Path) -> None:
+    loading, second_waits = asyncio.Event(), asyncio.Event()
+
+    async def late() -> bytes:
+        loading.set()
+        await second_waits.wait()
+        raise DeadlineExceeded("the source took too long for this caller")
+
+    async def load() -> bytes:
+        return b"second"
+
+    async with SqliteCache(url, directory=tmp_path) as cache:
+        first = asyncio.ensure_future(cache.get_or_load("key", late, ttl="1m"))
+        await loading.wait()
+        second = asyncio.ensure_future(cache.get_or_load("key", load, ttl="1m"))
+        await asyncio.sleep(0.05)
+        second_waits.set()
+        assert await second == b"second"
+        with pytest.raises(DeadlineExceeded):
+            await first
 
 
 async def test_a_slow_refresh_leaves_time_for_the_old_value(tmp_path: Path, clock: ManualClock) -> None:

@@ -21,15 +21,19 @@ class Clock(Protocol):
 
     def time(self) -> float:
         """Seconds since the epoch; may jump when the machine's clock is set."""
+        ...
 
     def monotonic(self) -> float:
         """Seconds since some moment; never goes back."""
+        ...
 
     def now(self) -> datetime:
         """The time as an aware `datetime` in UTC."""
+        ...
 
     async def sleep(self, seconds: float) -> None:
         """Return when this many seconds have passed."""
+        ...
 
 
 class SystemClock:

@@ -9,13 +9,13 @@ disagrees, brings its own key, asks for an extension, or can be read in two ways
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from kmp_core.errors import Unauthenticated
 from kmp_core.jwk import VerificationKey
 from kmp_core.strict_json import decode_base64url, parse_object
 
-__all__ = ["MAX_TOKEN_BYTES", "Parts", "check_signature", "parse_header", "split", "verify"]
+__all__ = ["MAX_TOKEN_BYTES", "check_algorithm", "parse_header", "split", "verify"]
 
 MAX_TOKEN_BYTES = 16 * 1024
 _MAX_HEADER_BYTES = 2 * 1024
@@ -28,15 +28,6 @@ _FOREIGN_KEYS = frozenset({"jku", "jwk", "x5u", "x5c"})
 _REFUSED = _FOREIGN_KEYS | {"crit", "b64", "enc", "zip"}
 
 
-class Parts(NamedTuple):
-    """A compact JWS taken apart, nothing decoded yet but the signature."""
-
-    header: bytes
-    payload: bytes
-    signed: bytes
-    signature: bytes
-
-
 def verify(
     compact: str | bytes, jwk: Mapping[str, Any], *, algorithm: str | None = None, symmetric: bool = False
 ) -> bytes:
@@ -47,32 +38,40 @@ def verify(
     not proved, and `InvalidInput` for a key that must not be used for this.
     """
     key = VerificationKey.from_jwk(jwk, algorithm=algorithm, symmetric=symmetric)
-    parts = split(compact)
-    header = parse_header(parts.header)
+    segment, payload, signed, signature = split(_raw(compact))
+    header = parse_header(segment)
     if key.key_id is not None and header.get("kid", key.key_id) != key.key_id:
         raise Unauthenticated("key")
-    check_signature(parts, header, key)
+    check_algorithm(header, key)
+    key.check_or_refuse(signature, signed)
     try:
-        return decode_base64url(parts.payload)
+        return decode_base64url(payload)
     except ValueError:
         raise Unauthenticated("malformed") from None
 
 
-def split(compact: str | bytes) -> Parts:
-    """Take a compact JWS apart. Its size is bounded before anything reads it."""
+def split(raw: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Header, payload, signed part and signature of a compact JWS; nothing is decoded yet but the signature."""
+    signed, _, encoded = raw.rpartition(b".")
+    # A third dot stays in the payload, where base64url refuses it.
+    header, dot, payload = signed.partition(b".")
+    if not (dot and header and encoded):
+        raise Unauthenticated("malformed")
+    try:
+        return header, payload, signed, decode_base64url(encoded)
+    except ValueError:
+        raise Unauthenticated("malformed") from None
+
+
+def _raw(compact: str | bytes) -> bytes:
+    # The size is bounded before anything reads it.
     if not isinstance(compact, str | bytes):
         raise Unauthenticated("malformed")
     if len(compact) > MAX_TOKEN_BYTES:
         raise Unauthenticated("too large")
     try:
-        raw = compact.encode("ascii") if isinstance(compact, str) else compact
-        signed, dot, signature = raw.rpartition(b".")
-        header, inner, payload = signed.partition(b".")
-        if not (dot and inner and header and signature):
-            raise Unauthenticated("malformed")
-        # A third dot stays in the payload, where base64url refuses it.
-        return Parts(header, payload, signed, decode_base64url(signature))
-    except ValueError:
+        return compact.encode("ascii") if isinstance(compact, str) else compact
+    except UnicodeEncodeError:
         raise Unauthenticated("malformed") from None
 
 
@@ -92,8 +91,7 @@ def parse_header(segment: bytes) -> dict[str, Any]:
     return header
 
 
-def check_signature(parts: Parts, header: Mapping[str, Any], key: VerificationKey) -> None:
-    """Return when `key` signed the message with its own algorithm and the header says the same."""
+def check_algorithm(header: Mapping[str, Any], key: VerificationKey) -> None:
+    """Return when the header names the key's own algorithm."""
     if header.get("alg") != key.algorithm:
         raise Unauthenticated("algorithm")
-    key.check_or_refuse(parts.signature, parts.signed)

@@ -55,11 +55,11 @@ def configure(
     Servers that bring log handlers of their own (uvicorn, gunicorn) have them taken away, so that their lines look
     like all others.
     """
-    stream = stream or sys.stderr
-    as_json = format == "json" or (format == "auto" and not stream.isatty())
+    target: TextIO = stream or sys.stderr
+    as_json = format == "json" or (format == "auto" and not target.isatty())
     facts = {"project": project, "service": service, "environment": environment}
-    handler = _Handler(stream)
-    handler.setFormatter(_formatter(facts, as_json=as_json, colors=stream.isatty()))
+    handler = _Handler(target)
+    handler.setFormatter(_formatter(facts, as_json=as_json, colors=target.isatty()))
     root = logging.getLogger()
     for old in [one for one in root.handlers if isinstance(one, _Handler)]:
         root.removeHandler(old)
@@ -67,6 +67,8 @@ def configure(
     root.setLevel(level.upper())
     for name in _OWN_HANDLERS:
         logger = logging.getLogger(name)
+        if not logger.handlers and not logger.propagate:
+            continue  # told to be silent, as by uvicorn's `access_log=False`
         logger.handlers.clear()
         logger.propagate = True
     structlog.configure(
@@ -74,6 +76,7 @@ def configure(
             structlog.contextvars.merge_contextvars,
             structlog.stdlib.filter_by_level,
             structlog.stdlib.PositionalArgumentsFormatter(),
+            _redact,  # here already: handlers of others, such as a crash reporter's, get the facts before our formatter
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -87,28 +90,23 @@ def _formatter(facts: Mapping[str, str], *, as_json: bool, colors: bool) -> logg
         return {**facts, **event}
 
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_trace,
         add_facts,
     ]
     ends: list[Any] = (
-        [_render_exception, _redact, structlog.processors.JSONRenderer(ensure_ascii=False)]
+        [_render_exception, structlog.processors.JSONRenderer(ensure_ascii=False)]
         if as_json
         else [
             _render_exception,
-            _redact,
             structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback),
         ]
     )
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[structlog.contextvars.merge_contextvars],
+        foreign_pre_chain=[structlog.contextvars.merge_contextvars, structlog.stdlib.ExtraAdder(), _once, _redact],
         processors=[*shared, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ends],
-        keep_exc_info=True,
-        keep_stack_info=True,
     )
 
 
@@ -117,7 +115,11 @@ _traceback = structlog.processors.ExceptionRenderer()
 
 
 def _render_exception(logger: Any, name: str, event: EventDict) -> EventDict:
-    return _traceback(logger, name, event)
+    rendered = _traceback(logger, name, event)
+    for key in ("exception", "stack"):
+        if key in rendered:
+            rendered[key] = redact_text(str(rendered[key]))
+    return rendered
 
 
 def _add_trace(_: Any, __: str, event: EventDict) -> EventDict:
@@ -131,7 +133,15 @@ def _add_trace(_: Any, __: str, event: EventDict) -> EventDict:
     return event
 
 
+def _once(_: Any, __: str, event: EventDict) -> EventDict:
+    # What another handler's formatter left in the record is no fact of the program.
+    for key in ("message", "asctime"):
+        event.pop(key, None)
+    return event
+
+
 def _redact(_: Any, __: str, event: EventDict) -> EventDict:
+    # Names that begin so belong to structlog and logging.
+    own = {key: event.pop(key) for key in ("exc_info", "_record", "_from_structlog") if key in event}
     clean: EventDict = redact(event)
-    clean["event"] = redact_text(str(event.get("event", "")))
-    return clean
+    return {**clean, "event": redact_text(str(event.get("event", ""))), **own}

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from kmp_core.testing import IsolatedEnvironment, ManualClock
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let `kmp_core.testing` be imported where pytest-asyncio, whose mark the contract suites carry, is not there."""
+    if not config.pluginmanager.hasplugin("asyncio"):
+        config.addinivalue_line("markers", "asyncio: needs pytest-asyncio")
+
+
 @pytest.fixture
 def kmp_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[IsolatedEnvironment]:
     """Settings from nowhere: no `KMP_…` variable of yours, no `.env`, no `kmp.toml` upward; data in a new directory."""

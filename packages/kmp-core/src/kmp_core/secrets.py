@@ -24,10 +24,10 @@ from pydantic_core import CoreSchema, core_schema
 
 from kmp_core.capability import capability
 from kmp_core.deadlines import Timeout
-from kmp_core.errors import InvalidInput
+from kmp_core.errors import ConfigurationError, Fault, InvalidInput, KmpError, NotFound
 from kmp_core.resource import Resource
 
-__all__ = ["Secret", "SecretStore", "check_secret_name"]
+__all__ = ["Secret", "SecretNotFound", "SecretStore", "check_secret_name"]
 
 _MASK = "**********"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}", re.ASCII)
@@ -102,13 +102,21 @@ class Secret:
         )
 
 
+class SecretNotFound(NotFound, ConfigurationError):
+    """The secret is not where the platform should have put it: `place` names the variable, or the file."""
+
+    def __init__(self, name: str, place: str, *, project: str) -> None:
+        KmpError.__init__(self, f"the secret {name} is not there: {place} is missing", project=project, key=name)
+        self.faults = (Fault(place, f"is missing, and should hold the secret {name}"),)
+
+
 @capability("core.secrets", default="env:")
 class SecretStore(Resource, Protocol):
     """Where a service's secrets are. Names are letters, digits, `.`, `-` and `_`, as Kubernetes has them."""
 
     @abstractmethod
     async def get(self, name: str, *, timeout: Timeout = None) -> Secret:
-        """The secret as it is now. Raises `NotFound`, and `InvalidInput` for a name that is none."""
+        """The secret as it is now. Raises `NotFound` (here `SecretNotFound`), `InvalidInput` for what is no name."""
         ...
 
     @abstractmethod

@@ -17,9 +17,9 @@ from pydantic import Field
 from kmp_core.clock import SYSTEM_CLOCK, Clock
 from kmp_core.context import Context
 from kmp_core.deadlines import Duration, Timeout, deadline
-from kmp_core.errors import ConfigurationError, Fault, KmpError, NotFound, PermissionDenied, Unavailable
+from kmp_core.errors import ConfigurationError, Fault, KmpError, PermissionDenied, Unavailable
 from kmp_core.resource import Provider
-from kmp_core.secrets import Secret, SecretStore, check_secret_name
+from kmp_core.secrets import Secret, SecretNotFound, SecretStore, check_secret_name
 from kmp_core.settings import Settings
 from kmp_core.settings_files import UnreadableFile, read_small_file
 from kmp_core.telemetry import Telemetry
@@ -143,7 +143,7 @@ class EnvironmentSecrets(_PolledSecrets):
         variable = self._prefix + "".join(c if c.isalnum() else "_" for c in name).upper()
         value = self._environ.get(variable)
         if not value:
-            raise NotFound(f"the secret {name} is not there: {variable} is not set", project=self._project, key=name)
+            raise SecretNotFound(name, variable, project=self._project)
         return _Look(value.encode(errors="surrogateescape"))
 
 
@@ -207,7 +207,7 @@ class MountedSecrets(_PolledSecrets):
         return _Look(content, (path, state.st_ino, state.st_mtime_ns, state.st_size), state.st_mtime)
 
     def _refusal(self, name: str, error: UnreadableFile) -> KmpError:
-        message = f"the secret {name} {error.problem} in {self._directory}"
         if error.missing:
-            return NotFound(message, project=self._project, key=name)
+            return SecretNotFound(name, str(self._directory / name), project=self._project)
+        message = f"the secret {name} {error.problem} in {self._directory}"
         return Unavailable(message, backend="file", project=self._project, key=name)

@@ -128,7 +128,7 @@ def _section(settings_class: type[Settings], sources: Sources) -> tuple[Section,
 
 def _row(key: Key, field: FieldInfo, settings: Settings | None, *, sources: Sources, wrong: Iterable[str]) -> Row:
     secret = is_secret(key.name, field)
-    default = field.get_default(call_default_factory=True, validated_data={})
+    default = field.get_default(call_default_factory=True)
     found = sources.find(key)
     if key.variable in wrong:
         value = WRONG

@@ -11,6 +11,7 @@ from __future__ import annotations
 import binascii
 import json
 import re
+from json.scanner import make_scanner
 from typing import Any, NoReturn, cast
 
 __all__ = ["decode_base64url", "encode_base64url", "parse_object"]
@@ -21,9 +22,10 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 # '-' and '_' become '+' and '/'; those two and '=' become a character that base64 does not have.
 _TO_STANDARD = bytes.maketrans(b"-_+/=", b"+/!!!")
-_PADDING = (b"", None, b"==", b"=")
+_PADDING = (b"", b"", b"==", b"=")
 # The last character of a group of two or three carries four or two bits that must be zero (RFC 4648, section 3.5).
-_LAST = (None, None, frozenset(b"AQgw"), frozenset(b"AEIMQUYcgkosw048"))
+_LAST = (b"", b"", b"AQgw", b"AEIMQUYcgkosw048")
+_decode_base64 = binascii.a2b_base64
 
 
 def decode_base64url(segment: bytes) -> bytes:
@@ -32,13 +34,13 @@ def decode_base64url(segment: bytes) -> bytes:
     Raises `ValueError` for any text but the one that encoding them gives.
     """
     rest = len(segment) & 3
-    padding = _PADDING[rest]
-    if padding is None:
+    if rest == 0:
+        return _decode_base64(segment.translate(_TO_STANDARD), strict_mode=True)
+    if rest == 1:
         raise ValueError("not base64url: impossible length")
-    last = _LAST[rest]
-    if last is not None and segment[-1] not in last:
+    if segment[-1] not in _LAST[rest]:
         raise ValueError("not base64url: trailing bits are not zero")
-    return binascii.a2b_base64(segment.translate(_TO_STANDARD) + padding, strict_mode=True)
+    return _decode_base64(segment.translate(_TO_STANDARD) + _PADDING[rest], strict_mode=True)
 
 
 def encode_base64url(content: bytes) -> bytes:
@@ -55,7 +57,12 @@ def parse_object(content: bytes) -> dict[str, Any]:
     if content.count(b"{") + content.count(b"[") > MAX_DEPTH:
         _check_depth(content)
     text = content.decode("utf-8")
-    value = _decode(text)
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration:
+        end = -1
+    if end != len(text):  # white space around it, or not JSON: the slower way, which tells them apart
+        value = _decode(text)
     if type(value) is not dict:
         raise ValueError("not a JSON object")
     if b"\\u" in content:
@@ -100,4 +107,6 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse).decode
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+_decode = _DECODER.decode
+_scan = make_scanner(_DECODER)

@@ -11,18 +11,18 @@ form and signature. `TokenSource` is the other side: where a client gets the tok
 
 from __future__ import annotations
 
-import hashlib
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from hashlib import sha256
 from typing import Any, Protocol, cast, runtime_checkable
 
 from kmp_core.claims import ClaimRules
 from kmp_core.deadlines import duration
 from kmp_core.errors import ConfigurationError, Fault, InvalidInput, Unauthenticated
 from kmp_core.jwk import VerificationKey
-from kmp_core.jws import check_signature, parse_header, split
+from kmp_core.jws import MAX_TOKEN_BYTES, check_algorithm, parse_header, split
 from kmp_core.principal import Principal
 from kmp_core.strict_json import decode_base64url, parse_object
 
@@ -94,10 +94,11 @@ class StaticKeysVerifier:
     def verify_now(self, token: str) -> Principal:
         """The same without a loop, since static keys need none."""
         state, now = self._state, self._clock()
-        digest = _digest(token)
+        raw = _raw(token)
+        digest = sha256(raw).digest()
         principal = state.recent.get(digest)
         if principal is None:
-            principal = state.older.get(digest) or self._prove(token, state, now)
+            principal = state.older.get(digest) or self._prove(raw, state, now)
             state.keep(digest, principal, self._half)
         self.rules.check_time(principal.not_before, principal.expires, now)
         if self._revoked and principal.token_id in self._revoked:
@@ -132,20 +133,21 @@ class StaticKeysVerifier:
         """How many proved tokens are remembered, in the recent and in the older generation."""
         return len(self._state.recent), len(self._state.older)
 
-    def _prove(self, token: str, state: _State, now: float) -> Principal:
-        parts = split(token)
-        key = state.headers.get(parts.header)
+    def _prove(self, raw: bytes, state: _State, now: float) -> Principal:
+        segment, payload, signed, signature = split(raw)
+        key = state.headers.get(segment)
         if key is None:
-            header = parse_header(parts.header)
+            header = parse_header(segment)
             _check_type(header)
             key = state.find(header.get("kid"))
-            check_signature(parts, header, key)
-            state.remember(parts.header, key)
+            check_algorithm(header, key)
+            key.check_or_refuse(signature, signed)
+            state.remember(segment, key)
         else:
             # This very header was proved before: only the signature is new.
-            key.check_or_refuse(parts.signature, parts.signed)
+            key.check_or_refuse(signature, signed)
         try:
-            claims = parse_object(decode_base64url(parts.payload))
+            claims = parse_object(decode_base64url(payload))
         except (ValueError, RecursionError):
             raise Unauthenticated("malformed") from None
         return self.rules.principal(claims, now)
@@ -184,13 +186,15 @@ class _State:
         self.headers[header] = key
 
 
-def _digest(token: object) -> bytes:
+def _raw(token: str) -> bytes:
+    # Before anything else looks at it, the hash included.
     try:
-        if isinstance(token, str) and len(token) <= 65536:
-            return hashlib.sha256(token.encode("ascii")).digest()
-    except UnicodeEncodeError:
-        pass
-    raise Unauthenticated("malformed")
+        raw = token.encode("ascii")
+    except (AttributeError, UnicodeEncodeError):
+        raise Unauthenticated("malformed") from None
+    if len(raw) > MAX_TOKEN_BYTES:
+        raise Unauthenticated("too large")
+    return raw
 
 
 def _check_type(header: Mapping[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""The typed view of a cache: models go in, models come out, and what no longer fits is a miss, never a crash."""
+"""The typed view of a cache: models go in, models come out, and what no longer fits is a miss, never a crash.
+
+Beside it, what every cache asks of its arguments, for the providers of others too.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,18 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from kmp_core.deadlines import Timeout, deadline
+from kmp_core.deadlines import Timeout, deadline, duration
 from kmp_core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from kmp_storage.protocols import Cache
 
-__all__ = ["TypedCache"]
+__all__ = ["TypedCache", "check_key", "check_value", "time_to_live"]
 
 B = TypeVar("B", bound=BaseModel)
+
+_LONGEST_KEY_BYTES = 512
+_KEY = '"airport:JFK"'
 
 
 class TypedCache(Generic[B]):
@@ -97,3 +103,33 @@ class TypedCache(Generic[B]):
 def _check_model(model: object) -> None:
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise InvalidInput("model", "is not a pydantic model class", example="cache.of(Airport)")
+
+
+def check_key(key: object, field: str = "key") -> None:
+    """Raise `InvalidInput` unless this is text of 1 to 512 bytes in UTF-8 without control characters."""
+    if not isinstance(key, str):
+        raise InvalidInput(field, f"must be text, not {type(key).__name__}", example=_KEY)
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in key):
+        raise InvalidInput(field, "contains a control character", example=_KEY)
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidInput(field, "contains a lone surrogate, which is no text", example=_KEY) from None
+    if not 1 <= size <= _LONGEST_KEY_BYTES:
+        raise InvalidInput(field, f"must have 1 to {_LONGEST_KEY_BYTES} bytes, not {size}", example=_KEY)
+
+
+def check_value(value: object, key: str) -> None:
+    """Raise `InvalidInput` for what is not bytes."""
+    if not isinstance(value, bytes):
+        raise InvalidInput("value", f"must be bytes, not {type(value).__name__}", example='b"text"', key=key)
+
+
+def time_to_live(ttl: Timeout, field: str = "ttl") -> float | None:
+    """Seconds, or None for ever. Raises `InvalidInput` for what is no duration, or not more than zero."""
+    if ttl is None:
+        return None
+    seconds = duration(ttl, field=field).total_seconds()
+    if seconds <= 0:
+        raise InvalidInput(field, "must be more than zero", example='"5m"; delete forgets at once')
+    return seconds

@@ -76,7 +76,8 @@ class FieldType:
     def text(self) -> bool:
         """Whether it is kept as text."""
         if self.kind == "enum":
-            return all(isinstance(member.value, str) for member in self.python)  # type: ignore[attr-defined]
+            members: Any = self.python
+            return all(isinstance(member.value, str) for member in members)
         return self.kind in ("str", "date", "uuid")
 
 
@@ -149,7 +150,8 @@ def _plain(annotation: Any, where: str) -> tuple[Kind, type]:
 
 def _literal(values: Iterable[object], where: str) -> tuple[Kind, type]:
     found = {type(value) for value in values if value is not None}
-    for python, kind in ((str, "str"), (int, "int")):
+    kinds: tuple[tuple[type, Kind], ...] = ((str, "str"), (int, "int"))
+    for python, kind in kinds:
         if found and all(issubclass(member, python) and member is not bool for member in found):
-            return kind, python  # type: ignore[return-value]
+            return kind, python
     raise InvalidInput(where, "the values of an Enum or a Literal must be all text or all integers")

@@ -84,7 +84,8 @@ class Measurement(_Stored):
 
     `series` names the series. `tags` are the fields that you select and group by. `unique` are the fields that, with
     the time, tell one row from another: the same row again is ignored, the same key with other values is a
-    `Conflict`. Rows older than `retention` are deleted.
+    `Conflict`. Rows older than `retention` are deleted. Times are aware, whatever their zone. NaN and infinity are
+    refused: a missing value is None. `kmp_storage.fields` lists the types that fields may have.
     """
 
     __kmp_series__: ClassVar[SeriesOptions] = SeriesOptions()

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from kmp_core.errors import Conflict, InvalidInput
 
-__all__ = ["MIGRATIONS", "OVERHEAD_BYTES", "Entries", "Found", "Reads", "check_key"]
+from kmp_storage.cache import check_value
+
+__all__ = ["MIGRATIONS", "OVERHEAD_BYTES", "Entries", "Found", "Reads"]
 
 MIGRATIONS = (
     """
@@ -53,7 +55,6 @@ OVERHEAD_BYTES = 128
 Reads = Callable[[], Iterable[tuple[str, float]]]
 """Gives the keys that were read since it was last asked, each with its time."""
 
-_LONGEST_KEY_BYTES = 512
 _PURGED_AT_ONCE = 32
 _EVICTED_AT_ONCE = 64
 _LOW_WATER = 0.9
@@ -69,21 +70,6 @@ class Found:
     refresh: float | None
 
 
-def check_key(key: str, field: str = "key") -> None:
-    """Raise `InvalidInput` unless this is text of 1 to 512 bytes in UTF-8 without control characters."""
-    if not isinstance(key, str):
-        raise InvalidInput(field, f"must be text, not {type(key).__name__}", example='"airport:JFK"')
-    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in key):
-        raise InvalidInput(field, "contains a control character", example='"airport:JFK"')
-    try:
-        size = len(key.encode())
-    except UnicodeEncodeError:
-        raise InvalidInput(field, "contains a lone surrogate, which is no text", example='"airport:JFK"') from None
-    if not 1 <= size <= _LONGEST_KEY_BYTES:
-        problem = f"must have 1 to {_LONGEST_KEY_BYTES} bytes, not {size}"
-        raise InvalidInput(field, problem, example='"airport:JFK"')
-
-
 @dataclass(frozen=True, slots=True)
 class Entries:
     """What the cache does to its rows, each inside a transaction that the caller holds."""
@@ -93,8 +79,7 @@ class Entries:
 
     def check_value(self, value: bytes, key: str) -> None:
         """Raise `InvalidInput` for what is not bytes, or is more than an entry may hold."""
-        if not isinstance(value, bytes):
-            raise InvalidInput("value", f"must be bytes, not {type(value).__name__}", example='b"text"', key=key)
+        check_value(value, key)
         if len(value) > self.max_value_bytes:
             problem = f"has {len(value)} bytes, more than the {self.max_value_bytes} that one entry may have"
             raise InvalidInput("value", problem, example="KMP_STORAGE_CACHE_MAX_VALUE_BYTES", key=key)

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path as FilePath
 from typing import Any, ClassVar, Self, TypeVar, get_args, overload
@@ -79,7 +80,7 @@ class SqliteGraphStore(Provider, GraphStore):
         self.ensure_open()
         changes = changes_of(items)
         with self._telemetry.call("merge", len(items)):
-            return await self._database.write(lambda c: merge(c, changes), timeout=self._seconds(timeout))
+            return await self._database.write(partial(merge, changes=changes), timeout=self._seconds(timeout))
 
     async def merge_all(
         self, items: Iterable[Node | Edge] | AsyncIterable[Node | Edge], *, timeout: Timeout = None
@@ -89,10 +90,7 @@ class SqliteGraphStore(Provider, GraphStore):
         with self._telemetry.call("merge_all"):
             async for chunk in chunked(items, self.settings.chunk_items):
                 changes = await asyncio.to_thread(changes_of, chunk, row)
-                changed += await self._database.write(
-                    lambda c, changes=changes: merge(c, changes),  # type: ignore[misc]
-                    timeout=self._seconds(timeout),
-                )
+                changed += await self._database.write(partial(merge, changes=changes), timeout=self._seconds(timeout))
                 row += len(chunk)
         return changed
 

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -271,8 +272,9 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
 
         for series, kept in await self._database.read(expiring):
             before = now - kept
-            while await self._database.write(lambda c, s=series, b=before: delete_older(c, s, b)):  # type: ignore[misc]
-                pass
+            more = True
+            while more:
+                more = await self._database.write(partial(delete_older, series=series, before=before))
 
 
 def _runs(measurements: Sequence[Measurement]) -> list[tuple[Codec[Any], int, list[Measurement]]]:

@@ -8,7 +8,6 @@ longer ones, such as `6h`, take both into the one bucket that the clock shows.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
@@ -90,7 +89,7 @@ def segments(zone: ZoneInfo, begin: int, end: int) -> list[Segment]:
         # No zone has changed its clocks twice within a day.
         later = min(at + _DAY, end + 1)
         if _offset(zone, later) != offset:
-            change = _first(at, later, lambda moment, old=offset: _offset(zone, moment) != old)  # type: ignore[misc]
+            change = _change(zone, at, later)
             found.append(Segment(start, change, offset))
             start, offset = change, _offset(zone, change)
         at = later
@@ -147,21 +146,20 @@ def _first_showing(wall: datetime, zone: ZoneInfo) -> datetime:
     except OverflowError:
         return wall.replace(tzinfo=UTC)  # at either end of the calendar
     low, high = min(before, after), max(before, after)
-    offset = _offset(zone, low)
-    return from_microseconds(_first(low, high, lambda at: _offset(zone, at) != offset)).astimezone(zone)
+    return from_microseconds(_change(zone, low, high)).astimezone(zone)
 
 
-def _first(low: int, high: int, true: Callable[[int], bool]) -> int:
-    """The first second in `low < at <= high` (of one change) for which `true` holds."""
-    base = low - low % _MICRO
-    low_s, high_s = 0, -(-(high - base) // _MICRO)
-    while high_s - low_s > 1:
-        middle = (low_s + high_s) // 2
-        if true(base + middle * _MICRO):
-            high_s = middle
+def _change(zone: ZoneInfo, low: int, high: int) -> int:
+    """The second in `low < at <= high` at which the zone's offset is no longer that of `low`."""
+    offset, base = _offset(zone, low), low - low % _MICRO
+    before, after = 0, -(-(high - base) // _MICRO)
+    while after - before > 1:
+        middle = (before + after) // 2
+        if _offset(zone, base + middle * _MICRO) == offset:
+            before = middle
         else:
-            low_s = middle
-    return base + high_s * _MICRO
+            after = middle
+    return base + after * _MICRO
 
 
 @lru_cache(maxsize=65536)

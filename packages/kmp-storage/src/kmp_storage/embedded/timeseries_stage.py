@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import marshal
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from kmp_core.errors import ErrorTable, Unavailable
+
 __all__ = ["Stage"]
 
 _IN_MEMORY = 4 << 20
+
+
+def _unavailable(error: BaseException) -> Unavailable:
+    reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "unknown"
+    return Unavailable(f"The stream's rows cannot be kept aside ({reason}); nothing was stored", backend="sqlite")
+
+
+_ERRORS = ErrorTable({OSError: _unavailable})
 
 
 class Stage:
@@ -36,13 +47,15 @@ class Stage:
     def add(self, rows: list[tuple[Any, ...]]) -> None:
         """Keep a chunk."""
         content = marshal.dumps(rows)
-        self._file.write(len(content).to_bytes(8, "big"))
-        self._file.write(content)
+        with _ERRORS.translating():
+            self._file.write(len(content).to_bytes(8, "big"))
+            self._file.write(content)
         self.chunks += 1
         self.rows += len(rows)
 
     def __iter__(self) -> Iterator[list[tuple[Any, ...]]]:
         """The chunks in their order, from the beginning."""
-        self._file.seek(0)
+        with _ERRORS.translating():
+            self._file.seek(0)  # also writes what is buffered
         while head := self._file.read(8):
             yield marshal.loads(self._file.read(int.from_bytes(head, "big")))  # noqa: S302 - we wrote it a moment ago

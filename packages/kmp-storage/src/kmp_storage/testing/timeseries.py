@@ -158,7 +158,7 @@ class TimeSeriesContract(ProviderContract):
             for wrong in ([reading(0)], {"time": START}, None):
                 with pytest.raises(InvalidInput):
                     await store.append(reading(0), wrong)
-            with pytest.raises(InvalidInput):
+            with pytest.raises(InvalidInput, match=r"row 1, .*one class, Reading"):
                 await store.append_all([reading(0), flight(0)])
             with pytest.raises(InvalidInput):
                 await store.append_all(3)
@@ -413,6 +413,16 @@ class TimeSeriesContract(ProviderContract):
             moments, every, ZoneInfo(zone)
         )
         assert all(row.time is not None and row.time.tzinfo == ZoneInfo(zone) for row in rows)
+
+    async def test_a_day_that_begins_with_a_jump_of_the_clock_begins_with_it(self, make: Make) -> None:
+        # In Toronto, half past eleven in the evening of 30 March 1919 was followed by half past midnight.
+        jump = datetime(1919, 3, 31, 4, 30, tzinfo=UTC)
+        async with make() as store:
+            if "zones" not in store.abilities:
+                return
+            await store.append(*(Reading(time=jump + timedelta(minutes=m), site="a") for m in (-1, 0, 1, 600)))
+            rows = await store.aggregate(Reading, values={"count": "count"}, every="1d", zone="America/Toronto")
+            assert [(row.time, row["count_count"]) for row in rows][1:] == [(jump, 3)]
 
     # Retention and telemetry
 

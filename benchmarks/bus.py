@@ -1,0 +1,224 @@
+"""How fast the embedded bus is: typed events per second, against the least that SQLite could do, in one run.
+
+    python benchmarks/bus.py [--events 50000] [--rounds 7] [--memory-events 1000000]
+
+Every event is encoded to bytes, stored, read, decoded and validated again; the handler does nothing; batches of 500 are
+published while they are consumed. The bare prototype does the same without keys, groups, retries, fencing or telemetry.
+Rates are by wall clock and by processor time ("per core"): on a busy machine the second tells more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from kmp_messaging import BusSettings, Event
+from kmp_messaging.embedded import SqliteBus
+
+BATCH = 500
+
+
+class Departed(Event, topic="flights.departed", key="origin"):
+    flight: str
+    origin: str
+    dest: str
+    delay_minutes: float | None
+
+
+def make(count: int, start: int = 0) -> list[Departed]:
+    return [
+        Departed(flight=f"UA{n}", origin=f"K{n % 300}", dest="LAX", delay_minutes=n % 60)
+        for n in range(start, start + count)
+    ]
+
+
+def bus_in(directory: Path | None) -> SqliteBus:
+    url = "memory:" if directory is None else "sqlite:"
+    return SqliteBus(url, project="bench", directory=directory, settings=BusSettings())
+
+
+async def bus_single(directory: Path | None, events: Sequence[Departed]) -> None:
+    seen, done = 0, asyncio.Event()
+
+    async def handle(event: Departed) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == len(events):
+            done.set()
+
+    async with bus_in(directory) as bus:
+        bus.subscribe(Departed, handle, group="bench")
+        await bus.start()
+        for start in range(0, len(events), BATCH):
+            await bus.publish(*events[start : start + BATCH])
+        await done.wait()
+        await bus.drain()
+
+
+async def bus_batch(directory: Path | None, events: Sequence[Departed]) -> None:
+    seen, done = 0, asyncio.Event()
+
+    async def handle(batch: Sequence[Departed]) -> None:
+        nonlocal seen
+        seen += len(batch)
+        if seen == len(events):
+            done.set()
+
+    async with bus_in(directory) as bus:
+        bus.subscribe_batch(Departed, handle, group="bench", size=BATCH)
+        await bus.start()
+        for start in range(0, len(events), BATCH):
+            await bus.publish(*events[start : start + BATCH])
+        await done.wait()
+        await bus.drain()
+
+
+async def bus_suspending(directory: Path | None, events: Sequence[Departed]) -> None:
+    seen, done = 0, asyncio.Event()
+
+    async def handle(event: Departed) -> None:
+        nonlocal seen
+        await asyncio.sleep(0)
+        seen += 1
+        if seen == len(events):
+            done.set()
+
+    async with bus_in(directory) as bus:
+        bus.subscribe(Departed, handle, group="bench")
+        await bus.start()
+        for start in range(0, len(events), BATCH):
+            await bus.publish(*events[start : start + BATCH])
+        await done.wait()
+        await bus.drain()
+
+
+async def bare(directory: Path | None, events: Sequence[Departed]) -> None:
+    connection = sqlite3.connect(":memory:" if directory is None else directory / "bare.db", isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("CREATE TABLE log (id INTEGER PRIMARY KEY, content BLOB)")
+    connection.execute("CREATE TABLE position (id INTEGER)")
+    to_json, validate = Departed.__pydantic_serializer__.to_json, Departed.__pydantic_validator__.validate_json
+    position = 0
+    for start in range(0, len(events), BATCH):
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(
+            "INSERT INTO log (content) VALUES (?)", [(to_json(event),) for event in events[start : start + BATCH]]
+        )
+        connection.execute("COMMIT")
+        rows = connection.execute("SELECT id, content FROM log WHERE id > ? LIMIT ?", (position, BATCH)).fetchall()
+        for _, content in rows:
+            validate(content)
+        position = rows[-1][0]
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("UPDATE position SET id = ?", (position,))
+        connection.execute("COMMIT")
+    connection.close()
+
+
+Contender = Callable[[Path | None, Sequence[Departed]], Awaitable[None]]
+CONTENDERS: dict[str, Contender] = {
+    "bare SQLite": bare,
+    "bus, handler of events": bus_single,
+    "bus, handler of batches": bus_batch,
+    "bus, suspending handler": bus_suspending,
+}
+
+
+def measure(contender: Contender, on_file: bool, count: int) -> tuple[float, float]:
+    events = make(count)
+    with tempfile.TemporaryDirectory() as directory:
+        wall, processor = time.perf_counter(), time.process_time()
+        asyncio.run(contender(Path(directory) if on_file else None, events))
+        return count / (time.perf_counter() - wall), count / (time.process_time() - processor)
+
+
+async def latency(rounds: int) -> list[float]:
+    """Milliseconds from the publication on one bus object to the handler on another, through the file."""
+    taken: list[float] = []
+    with tempfile.TemporaryDirectory() as directory:
+        async with bus_in(Path(directory)) as ours, bus_in(Path(directory)) as theirs:
+            arrived = asyncio.Event()
+
+            async def handle(event: Departed) -> None:
+                arrived.set()
+
+            theirs.subscribe(Departed, handle, group="bench")
+            await theirs.start()
+            for number in range(rounds):
+                await asyncio.sleep(0.1)
+                arrived.clear()
+                began = time.perf_counter()
+                await ours.publish(*make(1, number))
+                await arrived.wait()
+                taken.append(1000 * (time.perf_counter() - began))
+            await theirs.drain()
+    return taken
+
+
+async def flat(count: int, on_file: bool) -> list[int]:
+    """Mebibytes of resident memory at each tenth of a long run."""
+    readings: list[int] = []
+    with tempfile.TemporaryDirectory() as directory:
+        seen, done = 0, asyncio.Event()
+
+        async def handle(event: Departed) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == count:
+                done.set()
+
+        async with bus_in(Path(directory) if on_file else None) as bus:
+            bus.subscribe(Departed, handle, group="bench")
+            await bus.start()
+            for start in range(0, count, BATCH):
+                await bus.publish(*make(BATCH, start))
+                if start % (count // 10) == 0:
+                    readings.append(resident())
+            await done.wait()
+            await bus.drain()
+    return readings
+
+
+def resident() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--events", type=int, default=50_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory-events", type=int, default=1_000_000)
+    options = parser.parse_args()
+    for on_file in (False, True):
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
+        for _ in range(options.rounds):
+            for name, contender in CONTENDERS.items():
+                rates[name].append(measure(contender, on_file, options.events))
+        base = statistics.median(per_core for _, per_core in rates["bare SQLite"])
+        print(f"\n{'file' if on_file else 'memory'}: {options.rounds} rounds of {options.events:,} events, medians")
+        print(f"  {'':26}{'per second':>14}{'per core':>14}{'to bare':>9}")
+        for name, found in rates.items():
+            wall, per_core = (statistics.median(column) for column in zip(*found, strict=True))
+            print(f"  {name:26}{wall:>12,.0f}/s{per_core:>12,.0f}/s{per_core / base:>9.2f}")
+    taken = asyncio.run(latency(40))
+    print("\nfrom one bus to another through the file:", end=" ")
+    print(f"median {statistics.median(taken):.1f} ms, worst {max(taken):.1f} ms")
+    for on_file in (False, True):
+        readings = asyncio.run(flat(options.memory_events, on_file))
+        kind = "file" if on_file else "memory"
+        print(f"resident MiB during {options.memory_events:,} events, {kind}: {' '.join(map(str, readings))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""What a token check costs, against the bare signature check and against `jwt.decode`, in one process.
+
+    python benchmarks/tokens.py [rounds]
+
+The contenders run in turn, round by round, so that the machine's moods hit all alike; figures are medians. Budgets:
+a new token RS256 <= 1.6, ES256 <= 1.2, EdDSA <= 1.15 times the bare check and less than `jwt.decode`; a token seen
+before >= 40 times the rate of `jwt.decode`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, get_args
+
+import jwt
+
+from kmp_core import jws
+from kmp_core.authority import DevelopmentAuthority
+from kmp_core.jwk import VerificationKey
+from kmp_core.signing import Algorithm
+
+TOKENS = 50  # a turn is shorter than the scheduler's, so that the median is of undisturbed ones
+BUDGETS = {"RS256": 1.6, "ES256": 1.2, "EdDSA": 1.15}
+SEEN_BUDGET = 40
+
+
+def microseconds(work: Callable[[], None], calls: int) -> float:
+    gc.collect()
+    gc.disable()
+    began = time.perf_counter()
+    work()
+    elapsed = time.perf_counter() - began
+    gc.enable()
+    return elapsed / calls * 1e6
+
+
+class Contest:
+    """One algorithm: the same tokens for every contender."""
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self.authority = DevelopmentAuthority(algorithm=algorithm)
+        self.algorithm = algorithm
+        [jwk] = self.authority.jwks()["keys"]
+        self.check = VerificationKey.from_jwk(jwk).check
+        self.pyjwk = jwt.PyJWK(jwk)
+        self.loop = asyncio.new_event_loop()
+        self.first, *self.tokens = [
+            self.authority.issue(project="skyline", service="departures", audience="delays") for _ in range(TOKENS + 1)
+        ]
+        self.parts = [jws.split(token.encode())[:1:-1] for token in self.tokens]  # signature and signed part
+
+    def bare(self) -> float:
+        check = self.check
+
+        def work() -> None:
+            for signature, signed in self.parts:
+                check(signature, signed)
+
+        return microseconds(work, TOKENS)
+
+    def decode(self) -> float:
+        def work() -> None:
+            for token in self.tokens:
+                jwt.decode(
+                    token, self.pyjwk, algorithms=[self.algorithm], audience="delays", issuer=self.authority.issuer
+                )
+
+        return microseconds(work, TOKENS)
+
+    def new(self) -> float:
+        verify = self.authority.verifier(audience="delays").verify
+        # Long since running: the first token of its kind is another one.
+        self.loop.run_until_complete(verify(self.first))
+
+        async def work() -> None:
+            for token in self.tokens:
+                await verify(token)
+
+        return microseconds(lambda: self.loop.run_until_complete(work()), TOKENS)
+
+    def seen(self) -> float:
+        verify = self.authority.verifier(audience="delays").verify
+
+        async def work() -> None:
+            for _ in range(10):
+                for token in self.tokens:
+                    await verify(token)
+
+        async def warm() -> None:
+            for token in self.tokens:
+                await verify(token)
+
+        self.loop.run_until_complete(warm())
+        return microseconds(lambda: self.loop.run_until_complete(work()), 10 * TOKENS)
+
+
+def report(contest: Contest, rounds: int) -> None:
+    contenders: dict[str, Callable[[], float]] = {
+        "bare signature check": contest.bare,
+        "jwt.decode": contest.decode,
+        "verify, new token": contest.new,
+        "verify, seen before": contest.seen,
+    }
+    results: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            results[name].append(run())
+    medians = {name: statistics.median(values) for name, values in results.items()}
+    print(f"\n{contest.algorithm}")
+    for name, value in medians.items():
+        print(f"  {name:22} {value:9.2f} us  {1e6 / value:12,.0f} /s")
+
+    def ratios(above: str, below: str) -> float:
+        return statistics.median(a / b for a, b in zip(results[above], results[below], strict=True))
+
+    budget = BUDGETS[contest.algorithm]
+    print(
+        f"  new / bare             {ratios('verify, new token', 'bare signature check'):9.2f}     (budget <= {budget})"
+    )
+    print(f"  new / jwt.decode       {ratios('verify, new token', 'jwt.decode'):9.2f}     (budget < 1)")
+    print(f"  jwt.decode / seen      {ratios('jwt.decode', 'verify, seen before'):9.1f}     (budget >= {SEEN_BUDGET})")
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 101
+    print(f"{sys.implementation.name} {sys.version.split()[0]}, {rounds} rounds of {TOKENS} tokens, medians")
+    algorithms: tuple[Any, ...] = get_args(Algorithm)
+    for algorithm in algorithms:
+        contest = Contest(algorithm)
+        try:
+            report(contest, rounds)
+        finally:
+            contest.loop.close()
+
+
+if __name__ == "__main__":
+    main()
