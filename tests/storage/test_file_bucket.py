@@ -185,6 +185,23 @@ async def test_a_content_named_but_not_yet_moved_is_read_and_then_moved(tmp_path
         assert await bucket.get("key") == b"1"
 
 
+async def test_a_reader_that_comes_between_a_replacement_and_its_removal_looks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FileBucket(directory=tmp_path) as bucket:
+        await bucket.put("key", b"old")
+        loop, real = asyncio.get_running_loop(), bucket._blobs.read
+
+        def late(name: str) -> object:
+            monkeypatch.undo()
+            # The entry was read; before its content is opened, the object is replaced.
+            asyncio.run_coroutine_threadsafe(bucket.put("key", b"new"), loop).result(20)
+            return real(name)
+
+        monkeypatch.setattr(bucket._blobs, "read", late)
+        assert await bucket.get("key") == b"new"
+
+
 async def test_a_put_that_was_swept_away_is_told(tmp_path: Path) -> None:
     async def sweeping() -> AsyncIterator[bytes]:
         yield b"x"
