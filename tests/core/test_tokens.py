@@ -113,7 +113,7 @@ async def test_principal_cannot_be_changed_for_the_next_request(verifier: Static
     [
         ({"iss": "https://other.example"}, "issuer"),
         ({"iss": ISSUER + "/"}, "issuer"),
-        ({"iss": LEFT_OUT}, "issuer"),
+        ({"iss": LEFT_OUT}, "claims"),
         ({"iss": [ISSUER]}, "issuer"),
         ({"aud": "tower"}, "audience"),
         ({"aud": "Delays"}, "audience"),
@@ -122,7 +122,7 @@ async def test_principal_cannot_be_changed_for_the_next_request(verifier: Static
         ({"aud": ["delays", "delays"]}, "audience"),
         ({"aud": []}, "audience"),
         ({"aud": {"delays": True}}, "audience"),
-        ({"aud": LEFT_OUT}, "audience"),
+        ({"aud": LEFT_OUT}, "claims"),
         ({"sub": LEFT_OUT}, "claims"),
         ({"sub": ""}, "claims"),
         ({"sub": 7}, "claims"),
