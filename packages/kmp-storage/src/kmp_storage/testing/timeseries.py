@@ -259,6 +259,14 @@ class TimeSeriesContract(ProviderContract):
                     await store.append_all([*map(flight, range(10, 2510)), other])
             assert [row async for row in store.read(Flight)] == [flight(0), flight(1)]
 
+    async def test_a_series_whose_first_call_was_refused_can_be_used(self, make: Make) -> None:
+        async with make() as store:
+            if "unique" not in store.abilities:
+                return
+            with pytest.raises(Conflict):
+                await store.append(flight(0), flight(0).model_copy(update={"minutes": 99.0}))
+            assert await store.append(flight(0)) == 1
+
     async def test_another_time_is_another_key(self, make: Make) -> None:
         async with make() as store:
             if "unique" not in store.abilities:
