@@ -148,7 +148,7 @@ class SqliteBus(Provider, EventBus):
 
     @overload
     def subscribe(
-        self, event: type[E], handler: None = None, *, group: str, retries: int = 5, concurrency: int = 16
+        self, event: type[E], *, group: str, retries: int = 5, concurrency: int = 16
     ) -> Callable[[Handler[E]], Handler[E]]: ...
 
     def subscribe(
