@@ -57,6 +57,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
     if content.count(b"{") + content.count(b"[") > MAX_DEPTH:
         _check_depth(content)
     text = content.decode("utf-8")
+    value: Any = None
     try:
         value, end = _scan(text, 0)
     except StopIteration:
