@@ -438,6 +438,11 @@ async def test_what_is_no_token_is_refused(token: Any, verifier: StaticKeysVerif
     assert await refusal(verifier, token) in ("malformed", "too large")
 
 
+async def test_size_of_a_good_token_is_bounded(verifier: StaticKeysVerifier, key: SigningKey) -> None:
+    assert await verifier.verify(key.sign(claims(note="x" * 8_000)))
+    assert await refusal(verifier, key.sign(claims(note="x" * 13_000))) == "too large"
+
+
 async def test_rotation_under_traffic_loses_no_request() -> None:
     authority = DevelopmentAuthority()
     verifier = authority.verifier(audience="delays")
