@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 5.0
 
 
 def follow_launcher() -> None:

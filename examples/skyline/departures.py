@@ -9,7 +9,7 @@ from itertools import islice
 import httpx
 
 import kmp_core
-from kmp_core import Service
+from kmp_core import Service, deadline
 from kmp_core.errors import BackendError
 from kmp_core.http import ClientCredentials, client
 from kmp_core.logs import get_logger
@@ -114,7 +114,8 @@ async def main() -> None:
 
         service.start_task(work(), name="work")
         await service.run()
-        report = Written.model_validate_json(await ask(delays, "PUT", "/report"))
+        async with deadline("20s", what="asking for the report"):
+            report = Written.model_validate_json(await ask(delays, "PUT", "/report"))
         log.info("reported", key=report.key, flights=report.flights)
 
 

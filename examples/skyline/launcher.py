@@ -20,14 +20,16 @@ from skyline.terminal import Board
 __all__ = ["Launcher", "ServiceFailed"]
 
 _LEAVE_SECONDS = 30.0
+_STALLED_SECONDS = 120.0
 _RESTARTS = 3
+_WORK = ("ready", "published", "handled", "attempt", "reported")
 
 
 class ServiceFailed(Exception):
-    """A service ended by itself; `last_words` is the end of what it wrote."""
+    """A service ended by itself, or does nothing any more; `last_words` is the end of what it wrote."""
 
-    def __init__(self, child: Child, code: int) -> None:
-        super().__init__(f"the service {child.service} ended with exit code {code}")
+    def __init__(self, child: Child, problem: str) -> None:
+        super().__init__(f"the service {child.service} {problem}")
         self.last_words = list(child.tail)
 
 
@@ -46,6 +48,7 @@ class Launcher:
         self._interrupted = False
         self._attempts = list[Attempt]()
         self._published = self._malformed = self._handled = self._kills = 0
+        self._moved = time.monotonic()
         self._began, self._ended, self._started = time.monotonic(), 0.0, datetime.now(UTC)
 
     @property
@@ -75,7 +78,11 @@ class Launcher:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_delays())
                 group.create_task(self._run_jobs())
+                group.create_task(self._see_progress())
         except* ServiceFailed as failures:
+            # There is nothing left to be done well: nobody gets the time that a report would take.
+            for child in self._children:
+                child.send(signal.SIGKILL)
             raise failures.exceptions[0] from None
         finally:
             watch.cancel()
@@ -118,7 +125,7 @@ class Launcher:
         """Wait for a service that ends by itself when its work is done."""
         code = await child.wait()
         if code != 0 and not self._interrupted:
-            raise ServiceFailed(child, code)
+            raise ServiceFailed(child, f"ended {_ending(code)}")
 
     async def _keep_delays(self) -> None:
         """Have `delays` run until all work is done: started again when it was killed, or ended by itself."""
@@ -132,15 +139,22 @@ class Launcher:
             code = await delays.wait()
             restarts += self._kills == kills
             if not self._ready.is_set() or restarts > _RESTARTS:
-                raise ServiceFailed(delays, code)
+                raise ServiceFailed(delays, f"ended {_ending(code)}")
             self._board.say(f"delays (pid {delays.pid}) is gone, {_ending(code)}: starting it again.")
+
+    async def _see_progress(self) -> None:
+        """End a run in which nothing happens any more, rather than wait for ever."""
+        while await self._before_leaving(asyncio.sleep(1)):
+            if time.monotonic() - self._moved > _STALLED_SECONDS:
+                idle = next((child for child in reversed(self._children) if child.running), self._children[-1])
+                raise ServiceFailed(idle, f"and the others have done nothing for {_STALLED_SECONDS:.0f} s")
 
     async def _before_leaving(self, work: Coroutine[Any, Any, object]) -> bool:
         """Await, and return whether it happened before it was time to leave."""
         task, leaving = asyncio.create_task(work), asyncio.create_task(self._leaving.wait())
         try:
             await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
-            return task.done()
+            return task.done() and not leaving.done()
         finally:
             task.cancel()
             leaving.cancel()
@@ -164,6 +178,7 @@ class Launcher:
 
     def _heard(self, child: Child, line: Mapping[str, Any]) -> None:
         """Follow what the services log: that is all that the launcher knows of their work."""
+        self._moved = time.monotonic() if line.get("event") in _WORK else self._moved
         match line.get("event"):
             case "ready":
                 self._ready.set()

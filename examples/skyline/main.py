@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the example and return its exit code: 0, 1 failed, 2 a mistake in what was asked for, 130 ended early."""
     options = parse(arguments)
     console = Console(highlight=False)
+    # Also where a shell that runs us in the background has switched it off.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         total = min(options.limit or sys.maxsize, data.count_flights())
         _check(options)

@@ -108,8 +108,8 @@ def _totals(figures: Figures, run: Run) -> RenderableType:
         (mean, "bold"),
         ".\n",
         f"{run.seconds:.1f} s, {run.events_per_second:,.0f} events/s from start to report, ",
-        f"{run.peak_bytes / 2**20:,.0f} MiB at most over all processes; ",
-        f"airport look-ups {figures.cache.ratio:.1%} from the cache.",
+        f"{run.peak_bytes / 2**20:,.0f} MiB at most over all processes.\n",
+        f"Airport look-ups: {figures.cache.ratio:.1%} from the cache.",
     )
     return Panel(line, title="Departures from New York, 2013", title_align="left", border_style="cyan")
 

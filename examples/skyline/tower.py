@@ -6,6 +6,7 @@ answered it: no token (the authority), the service, or the SDK's own guard; or n
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
@@ -18,7 +19,7 @@ from typing import Any
 import httpx
 
 import kmp_core
-from kmp_core import InvalidInput, KmpError, Service
+from kmp_core import InvalidInput, KmpError, Service, deadline
 from kmp_core.errors import AccessDenied
 from kmp_core.http import ClientCredentials
 from kmp_core.logs import get_logger
@@ -65,6 +66,16 @@ def cases(project: Path) -> Iterator[tuple[str, Path, AbstractAsyncContextManage
     yield "bucket", project / "bucket", FileBucket(f"file:{project / 'bucket'}", project="harbour")
 
 
+async def patiently(call: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+    """Call again while `delays` is away: a service that is down has refused nothing."""
+    async with deadline("60s", what="waiting for delays"):
+        while True:
+            try:
+                return await call()
+            except httpx.TransportError:
+                await asyncio.sleep(0.2)
+
+
 async def try_the_authority(settings: SkylineSettings) -> str:
     """Ask for a token for `delays`; return the one for its own audience, which it may have."""
     what = "asks the authority for a token for delays"
@@ -87,7 +98,7 @@ async def try_the_service(settings: SkylineSettings, own: str) -> None:
 
         async def call(what: str, token: str | None) -> None:
             headers = {} if token is None else {"authorization": f"Bearer {token}"}
-            response = await delays.get("/progress", headers=headers)
+            response = await patiently(partial(delays.get, "/progress", headers=headers))
             refused = response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN)
             answer = f"{response.status_code} {response.reason_phrase}"
             report(what, "service" if refused else None, answer)

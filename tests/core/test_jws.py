@@ -188,7 +188,8 @@ def test_header_that_brings_a_key_or_an_extension_is_refused(extra: dict[str, An
 
 @pytest.mark.parametrize("kid", ["", "x" * 257, {"a": 1}, ["k1"], 1, None, True], ids=lambda kid: str(kid)[:8])
 def test_key_id_of_another_shape_is_refused(kid: Any, ed: SigningKey) -> None:
-    assert refused(sign({"alg": "EdDSA", "kid": kid}, {}, ed), ed.public_jwk()) == "key"
+    nameless = {name: value for name, value in ed.public_jwk().items() if name != "kid"}
+    assert refused(sign({"alg": "EdDSA", "kid": kid}, {}, ed), nameless) == "key"
 
 
 def test_key_id_of_another_key_is_refused(ed: SigningKey) -> None:

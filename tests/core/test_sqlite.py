@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,17 @@ async def test_a_deadline_interrupts_and_rolls_back(path):
         assert not raised.value.outcome_unknown
         assert await database.read(texts) == []
         await database.write(add("b"))
+
+
+async def test_work_that_ends_after_its_time_is_rolled_back_even_where_no_statement_was_interrupted(path):
+    def late(connection):
+        add("a")(connection)
+        time.sleep(0.1)  # no statement runs when the time is over
+
+    async with opened(path) as database:
+        with pytest.raises(DeadlineExceeded):
+            await database.write(late, timeout="20ms")
+        assert await database.read(texts) == []
 
 
 async def test_the_tasks_deadline_counts_too(path):

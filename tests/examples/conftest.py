@@ -168,4 +168,5 @@ def skyline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
     for one in started:
         if one.process.poll() is None:
             one.process.kill()
-            one.process.communicate()
+        with one.process:  # closes its pipe
+            one.process.wait()

@@ -148,7 +148,7 @@ def test_the_neighbour_is_refused_by_token_service_and_guard(killed: Any) -> Non
 
 
 def test_the_terminal_shows_the_answers(killed: Any) -> None:
-    output = killed[1]
+    output = " ".join(killed[1].split())
     for text in (
         "Mean delay by month",
         "Mean delay by scheduled hour",
@@ -168,7 +168,7 @@ def test_the_terminal_shows_the_answers(killed: Any) -> None:
 class Page(HTMLParser):
     """Checks that every element is closed in order, and collects addresses."""
 
-    void = frozenset({"meta", "rect", "line", "circle", "path", "polyline"})
+    void = frozenset({"meta"})
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,11 +32,12 @@ async def nothing_more_than(directory: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "directory", "fifo"])
-async def test_what_is_planted_in_the_store_is_not_followed(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("original", [b"hello", b""])
+async def test_what_is_planted_in_the_store_is_not_followed(tmp_path: Path, kind: str, original: bytes) -> None:
     secret = tmp_path / "secret"
-    secret.write_bytes(b"x" * 5)
+    secret.write_bytes(b"x" * len(original))
     async with FileBucket(directory=tmp_path) as bucket:
-        await bucket.put("key", b"hello")
+        await bucket.put("key", original)
         (content,) = stored(tmp_path)
         content.unlink()
         if kind == "link":
@@ -45,12 +46,12 @@ async def test_what_is_planted_in_the_store_is_not_followed(tmp_path: Path, kind
             content.mkdir()
         else:
             os.mkfifo(content)
-        for call in (bucket.get("key"), anext(bucket.stream("key")), bucket.copy("key", "other")):
+        for call in (bucket.get("key"), anext(bucket.stream("key", chunk=1)), bucket.copy("key", "other")):
             with pytest.raises(Corrupt):
                 await call
         await bucket.put("key", b"again")
         assert await bucket.get("key") == b"again"
-    assert secret.read_bytes() == b"x" * 5
+    assert secret.read_bytes() == b"x" * len(original)
 
 
 async def test_a_store_whose_directory_is_a_link_is_refused(tmp_path: Path) -> None:
@@ -182,6 +183,23 @@ async def test_a_content_named_but_not_yet_moved_is_read_and_then_moved(tmp_path
     async with FileBucket(directory=tmp_path) as bucket:
         assert content.exists()
         assert await bucket.get("key") == b"1"
+
+
+async def test_a_reader_that_comes_between_a_replacement_and_its_removal_looks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FileBucket(directory=tmp_path) as bucket:
+        await bucket.put("key", b"old")
+        loop, real = asyncio.get_running_loop(), bucket._blobs.read
+
+        def late(name: str) -> object:
+            monkeypatch.undo()
+            # The entry was read; before its content is opened, the object is replaced.
+            asyncio.run_coroutine_threadsafe(bucket.put("key", b"new"), loop).result(20)
+            return real(name)
+
+        monkeypatch.setattr(bucket._blobs, "read", late)
+        assert await bucket.get("key") == b"new"
 
 
 async def test_a_put_that_was_swept_away_is_told(tmp_path: Path) -> None:

@@ -185,6 +185,31 @@ async def test_a_loader_that_ran_out_of_time_is_tried_anew_by_the_next_caller(ur
             await first
 
 
+@pytest.mark.parametrize("end", ["fails", "cancelled", "late"])
+async def test_a_loader_that_ended_badly_frees_its_lease_at_once(tmp_path: Path, end: str) -> None:
+    loading = asyncio.Event()
+
+    async def first() -> bytes:
+        loading.set()
+        if end == "fails":
+            raise LookupError
+        await asyncio.Event().wait()
+        return b"never"
+
+    async def second() -> bytes:
+        return b"second"
+
+    settings = CacheSettings.load(load_lease="1h")
+    async with SqliteCache(directory=tmp_path, settings=settings) as cache:
+        call = asyncio.ensure_future(cache.get_or_load("key", first, ttl="1m", timeout=0.2 if end == "late" else None))
+        await loading.wait()
+        if end == "cancelled":
+            call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        async with SqliteCache(directory=tmp_path, settings=settings) as other:
+            assert await other.get_or_load("key", second, ttl="1m", timeout="10s") == b"second"
+
+
 async def test_a_slow_refresh_leaves_time_for_the_old_value(tmp_path: Path, clock: ManualClock) -> None:
     async def load() -> bytes:
         return b"old"

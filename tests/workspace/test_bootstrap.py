@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -132,19 +133,23 @@ def test_one_command_makes_the_environment_and_runs_the_session_in_it(clone: Pat
     assert f"session {clone / '.venv'} --noxfile {clone / 'noxfile.py'} --session tests -- -k cache" in out
 
 
-def test_without_a_session_the_sessions_are_listed(start: Start) -> None:
-    _, out, err = end(start())
-    assert out.rstrip().endswith("--list"), err
-
-
-def test_two_dashes_and_several_sessions_are_understood(start: Start) -> None:
-    _, out, err = end(start("lint", "types", "--", "--limit", "5"))
-    assert out.rstrip().endswith("--session lint types -- --limit 5"), err
-
-
-def test_paths_after_the_session_are_its_own(start: Start) -> None:
-    _, out, err = end(start("tests", "tests/core", "-x"))
-    assert out.rstrip().endswith("--session tests -- tests/core -x"), err
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ["--list"]),
+        (["--help"], ["--list"]),
+        (["tests"], ["--session", "tests", "--"]),
+        (["lint", "types"], ["--session", "lint", "types", "--"]),
+        (["tests", "-k", "cache"], ["--session", "tests", "--", "-k", "cache"]),
+        (["tests", "tests/core", "-x"], ["--session", "tests", "--", "tests/core", "-x"]),
+        (["demo", "--", "--limit", "5"], ["--session", "demo", "--", "--limit", "5"]),
+        (["nosuch"], ["--session", "nosuch", "--"]),
+    ],
+)
+def test_words_are_sessions_until_one_is_not(
+    tool: Callable[[str], ModuleType], arguments: list[str], expected: list[str]
+) -> None:
+    assert tool("dev.py").session_arguments(arguments) == expected
 
 
 def test_a_second_run_installs_nothing(start: Start, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """Write a service on shared infrastructure: get capabilities, run until told to stop, leave in order.
 
+```python
 from kmp_core import Service
 
 async with Service("delays") as service:
     store = await service.get(TimeSeriesStore)
     await service.run()
+```
 """
 
 from kmp_core.capability import Capability, capability

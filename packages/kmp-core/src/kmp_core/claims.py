@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +16,8 @@ from kmp_core.project import Project, ServiceName
 __all__ = ["ClaimRules"]
 
 _MAX_TEXT = 1024
+_NO_SCOPES = frozenset[str]()
+_required = itemgetter("iss", "aud", "sub", "client_id", "jti", "iat", "exp")  # RFC 9068, section 2.2
 _EPOCH_END = 253_402_300_800  # the year 10000: beyond, `datetime` has no word for it
 
 
@@ -36,41 +38,48 @@ class ClaimRules:
                 raise InvalidInput(name, f"must be text of 1 to {_MAX_TEXT} characters")
         SpiffeId(self.trust_domain)  # raises for a name that no trust domain can have
 
-    def principal(self, claims: dict[str, Any], now: float) -> Principal:
-        """The caller that these claims name. Raises `Unauthenticated` unless each is there and right."""
-        if claims.get("iss") != self.issuer:
+    def principal(self, claims: dict[str, Any]) -> Principal:
+        """The caller that these claims name. Raises `Unauthenticated` unless each is there and right.
+
+        Whether the token is valid now is left to `check_time`, which is asked for every use of it.
+        """
+        try:
+            issuer, audience, subject, client_id, token_id, issued, expires = _required(claims)
+        except KeyError:
+            raise Unauthenticated("claims") from None
+        if issuer != self.issuer:
             raise Unauthenticated("issuer")
-        audience = claims.get("aud")
         # A list is the same as its only member. With strangers in it, one of them could pass the token on to us.
         if audience not in (self.audience, [self.audience]):
             raise Unauthenticated("audience")
-        issued, expires = _time(claims, "iat"), _time(claims, "exp")
-        not_before = max(issued, _time(claims, "nbf")) if "nbf" in claims else issued
+        if not (_is_text(subject) and _is_text(client_id) and _is_text(token_id)):
+            raise Unauthenticated("claims")
+        not_before = claims.get("nbf", issued)
+        if not (_is_time(issued) and _is_time(expires) and _is_time(not_before)):
+            raise Unauthenticated("claims")
         if not issued <= expires <= issued + self.max_lifetime:
             raise Unauthenticated("lifetime")
-        self.check_time(not_before, expires, now)
-        subject = _text(claims, "sub")
         project, service = _service_of(subject, self.trust_domain)
-        return Principal(
+        return Principal.proved(
             project=project,
             service=service,
             subject=subject,
             issuer=self.issuer,
             audience=self.audience,
-            client_id=_text(claims, "client_id"),
-            token_id=_text(claims, "jti"),
+            client_id=client_id,
+            token_id=token_id,
             issued=issued,
-            not_before=not_before,
+            not_before=max(issued, not_before),
             expires=expires,
-            scopes=_scopes(claims),
+            scopes=_scopes(claims["scope"]) if "scope" in claims else _NO_SCOPES,
             claims=MappingProxyType(claims),
         )
 
-    def check_time(self, not_before: float, expires: float, now: float) -> None:
+    def check_time(self, principal: Principal, now: float) -> None:
         """Return when the token is valid now. Raises `Unauthenticated`."""
-        if now >= expires + self.leeway:
+        if now >= principal.expires + self.leeway:
             raise Unauthenticated("expired")
-        if not_before > now + self.leeway:
+        if principal.not_before > now + self.leeway:
             raise Unauthenticated("not yet valid")
 
 
@@ -88,24 +97,17 @@ def _service_of(subject: str, trust_domain: str) -> tuple[Project, ServiceName]:
     return project, service
 
 
-def _time(claims: Mapping[str, Any], name: str) -> float:
-    value = claims.get(name)
+def _is_time(value: object) -> bool:
     # By exact type: True is an int, and a string that looks like a number is not one (RFC 7519, section 2). NaN and
     # infinity lie within no bounds.
-    if (type(value) is int or type(value) is float) and 0 <= value < _EPOCH_END:
-        return value
-    raise Unauthenticated("claims")
+    return (type(value) is int or type(value) is float) and 0 <= value < _EPOCH_END
 
 
-def _text(claims: Mapping[str, Any], name: str) -> str:
-    value = claims.get(name)
-    if type(value) is not str or not 0 < len(value) <= _MAX_TEXT:
-        raise Unauthenticated("claims")
-    return value
+def _is_text(value: object) -> bool:
+    return type(value) is str and 0 < len(value) <= _MAX_TEXT
 
 
-def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
-    value = claims.get("scope", "")
+def _scopes(value: object) -> frozenset[str]:
     if type(value) is not str or len(value) > _MAX_TEXT:
         raise Unauthenticated("claims")
-    return frozenset(value.split(" ")) if value else frozenset()
+    return frozenset(value.split())

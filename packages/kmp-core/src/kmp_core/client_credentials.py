@@ -1,7 +1,9 @@
 """A service's own tokens from an OAuth 2.0 authority: fetched once, kept until shortly before they expire.
 
+```python
 async with ClientCredentials(token_url, client_id="skyline/departures", secret=secret) as tokens:
     token = await tokens.token("delays")
+```
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Prove a `SecretStore` of your own: the contract that every one keeps.
 
+```python
 class TestVaultSecrets(SecretStoreContract):
     @pytest.fixture
     def make(self, vault):
@@ -9,6 +10,7 @@ class TestVaultSecrets(SecretStoreContract):
     def put(self, vault):
         def put(name, value, project="acme"): ...      # store the bytes, or remove the secret where value is None
         return put
+```
 """
 
 from __future__ import annotations

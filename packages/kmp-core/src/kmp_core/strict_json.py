@@ -11,7 +11,7 @@ from __future__ import annotations
 import binascii
 import json
 import re
-from json.scanner import make_scanner
+from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
 __all__ = ["decode_base64url", "encode_base64url", "parse_object"]
@@ -57,6 +57,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
     if content.count(b"{") + content.count(b"[") > MAX_DEPTH:
         _check_depth(content)
     text = content.decode("utf-8")
+    value: Any = None
     try:
         value, end = _scan(text, 0)
     except StopIteration:
@@ -109,4 +110,5 @@ def _refuse(constant: str) -> NoReturn:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
 _decode = _DECODER.decode
-_scan = make_scanner(_DECODER)
+# An attribute of every decoder, which the type stubs leave out: `raw_decode` without the wrapping.
+_scan: Callable[[str, int], tuple[Any, int]] = vars(_DECODER)["scan_once"]

@@ -96,13 +96,13 @@ class StaticKeysVerifier:
         state, now = self._state, self._clock()
         raw = _raw(token)
         digest = sha256(raw).digest()
-        principal = state.recent.get(digest)
-        if principal is None:
-            principal = state.older.get(digest) or self._prove(raw, state, now)
-            state.keep(digest, principal, self._half)
-        self.rules.check_time(principal.not_before, principal.expires, now)
+        known = state.recent.get(digest)
+        principal = known or state.older.get(digest) or self._prove(raw, state)
+        self.rules.check_time(principal, now)
         if self._revoked and principal.token_id in self._revoked:
             raise Unauthenticated("revoked")
+        if known is None:
+            state.keep(digest, principal, self._half)
         return principal
 
     def replace_keys(self, keys: Mapping[str, Any] | Iterable[Mapping[str, Any]]) -> None:
@@ -133,7 +133,7 @@ class StaticKeysVerifier:
         """How many proved tokens are remembered, in the recent and in the older generation."""
         return len(self._state.recent), len(self._state.older)
 
-    def _prove(self, raw: bytes, state: _State, now: float) -> Principal:
+    def _prove(self, raw: bytes, state: _State) -> Principal:
         segment, payload, signed, signature = split(raw)
         key = state.headers.get(segment)
         if key is None:
@@ -150,7 +150,7 @@ class StaticKeysVerifier:
             claims = parse_object(decode_base64url(payload))
         except (ValueError, RecursionError):
             raise Unauthenticated("malformed") from None
-        return self.rules.principal(claims, now)
+        return self.rules.principal(claims)
 
 
 class _State:

@@ -29,8 +29,8 @@ D = TypeVar("D")
 _CACHED_KEYS = 10_000
 # The slot itself: an event is frozen, its envelope is none of its fields, and pydantic's own look-up is slow.
 _slot: Any = Event.__dict__["__kmp_envelope__"]
-_get_envelope: Callable[[Event], dict[str, Any]] = _slot.__get__
-_set_envelope: Callable[[Event, dict[str, Any]], None] = _slot.__set__
+_get_envelope: Callable[[Event], dict[str, Any] | str] = _slot.__get__
+_set_envelope: Callable[[Event, dict[str, Any] | str], None] = _slot.__set__
 
 
 class Envelope(TypedDict, Generic[D]):
@@ -80,12 +80,18 @@ def metadata_of(event: Event) -> Metadata:
 
 
 def _envelope(event: Event) -> dict[str, Any]:
+    """What was received; of an event that is only published, the identifier is all there is."""
+    known = _identifier(event)
+    return known if isinstance(known, dict) else {"id": known}
+
+
+def _identifier(event: Event) -> dict[str, Any] | str:
     try:
-        envelope: dict[str, Any] = _get_envelope(event)
+        return _get_envelope(event)
     except AttributeError:
-        envelope = {"id": new_id()}
-        _set_envelope(event, envelope)
-    return envelope
+        identifier = new_id()
+        _set_envelope(event, identifier)
+        return identifier
 
 
 def _key(event: Event) -> str | None:
@@ -122,11 +128,8 @@ class Encoder:
         # `time` is the first field of every event, so its text need not be made twice.
         end = data.find(b'"', 9)
         stamp = data[9:end] if data.startswith(b'{"time":"') else event.time.isoformat().encode()
-        try:
-            identifier: str = _get_envelope(event)["id"]
-        except AttributeError:
-            identifier = new_id()
-            _set_envelope(event, {"id": identifier})
+        known = _identifier(event)
+        identifier = known["id"] if isinstance(known, dict) else known
         content = b'%b,"id":"%b","time":"%b"%b%b,"data":%b}' % (head, identifier.encode(), stamp, attribute, tail, data)
         if len(content) > self._largest:
             problem = f"has {len(content)} bytes as an event, and {self._largest} are allowed"
@@ -189,7 +192,11 @@ class Decoder:
             return self._decode_slowly(content)
         if envelope["type"] != self._type:
             return self._decode_slowly(content)
-        return self._event(envelope), envelope
+        event = envelope.pop("data")
+        if "time" not in event.__pydantic_fields_set__:
+            _take_time(event, envelope)
+        _set_envelope(event, envelope)
+        return event, envelope
 
     def _decode_slowly(self, content: bytes) -> tuple[Event | None, dict[str, Any]]:
         try:
@@ -208,21 +215,25 @@ class Decoder:
             envelope = validate(content)
         except ValidationError as error:
             raise InvalidEvent(f"The content does not fit {kind}: {_faults(error)}", attributes=envelope) from None
-        self._type, self._validate = kind, validate
-        return self._event(envelope), envelope
-
-    @staticmethod
-    def _event(envelope: dict[str, Any]) -> Event:
-        event: Event = envelope.pop("data")
-        stamp = envelope.get("time")
-        if stamp is not None and "time" not in event.__pydantic_fields_set__:
-            # Another producer's event: the envelope alone knows the time.
-            vars(event)["time"] = _TIME.validate_python(stamp)
+        self._type, self._validate = kind, validate  # the next is likely to be of the same type
+        event = envelope.pop("data")
+        _take_time(event, envelope)
         _set_envelope(event, envelope)
-        return event
+        return event, envelope
 
 
 _TIME = TypeAdapter[datetime](AwareDatetime)
+
+
+def _take_time(event: Event, envelope: dict[str, Any]) -> None:
+    """Another producer's event may have its time in the envelope alone."""
+    stamp = envelope.get("time")
+    if stamp is None or "time" in event.__pydantic_fields_set__:
+        return
+    try:
+        vars(event)["time"] = _TIME.validate_python(stamp)
+    except ValidationError as error:
+        raise InvalidEvent(f"The attribute 'time' is wrong: {_faults(error)}", attributes=envelope) from None
 
 
 def _faults(error: ValidationError) -> str:

@@ -1,10 +1,12 @@
 """What this package adds to the tree of `kmp_core.errors`.
 
+```text
 KmpError
 └── UndeliverableEvent      stored bytes that no handler can be given; they become a dead letter, never a crash
     ├── MalformedEvent      the bytes are no event at all
     ├── UnknownEventType    an event whose class this process does not have
     └── InvalidEvent        the content does not fit the class; names the fields, never a value
+```
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class EventBus(Resource, Protocol):
     @overload
     @abstractmethod
     def subscribe(
-        self, event: type[E], handler: None = None, *, group: str, retries: int = 5, concurrency: int = 16
+        self, event: type[E], *, group: str, retries: int = 5, concurrency: int = 16
     ) -> Callable[[Handler[E]], Handler[E]]: ...
 
     @abstractmethod

@@ -22,7 +22,6 @@ A wrong option, a misspelt one included, raises `InvalidInput` when the class is
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
@@ -32,38 +31,20 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from kmp_core.deadlines import duration
 from kmp_core.errors import InvalidInput
 from kmp_storage.fields import FieldType, did_you_mean, fields_of
+from kmp_storage.options import (
+    LABEL,
+    SERIES,
+    EdgeOptions,
+    NodeOptions,
+    SeriesOptions,
+    check_config,
+    check_name,
+    check_selecting,
+    field_names,
+    refuse_unknown,
+)
 
 __all__ = ["Edge", "EdgeOptions", "Measurement", "Node", "NodeOptions", "SeriesOptions", "key_of"]
-
-_SERIES = re.compile(r"[a-z][a-z0-9_]{0,47}", re.ASCII)
-_LABEL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,47}", re.ASCII)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SeriesOptions:
-    """What a measurement declares: the series' name, what selects and groups, the key, and how long it is kept."""
-
-    series: str | None = None
-    tags: tuple[str, ...] = ()
-    unique: tuple[str, ...] = ()
-    retention: timedelta | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class NodeOptions:
-    """What a node declares: its label, and the field that tells it from others of the label."""
-
-    label: str | None = None
-    key: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EdgeOptions:
-    """What an edge declares: its type's name, and the classes of its two ends."""
-
-    name: str | None = None
-    source: type[Node] | None = None
-    target: type[Node] | None = None
 
 
 class _Stored(BaseModel):
@@ -101,18 +82,18 @@ class Measurement(_Stored):
         retention: str | timedelta | None = None,
         **unknown: Any,
     ) -> None:
-        _refuse_unknown(cls, unknown, ("series", "tags", "unique", "retention"))
+        refuse_unknown(cls, unknown, ("series", "tags", "unique", "retention"))
         super().__init_subclass__()
         options = cls.__kmp_series__
         if series is not None:
-            _check_name(
-                f"{cls.__name__}, series", series, _SERIES, "1 to 48 of a-z, 0-9 and '_', a letter first", "delays"
+            check_name(
+                f"{cls.__name__}, series", series, SERIES, "1 to 48 of a-z, 0-9 and '_', a letter first", "delays"
             )
             options = dataclasses.replace(options, series=series)
         if tags is not None:
-            options = dataclasses.replace(options, tags=_names(cls, "tags", tags))
+            options = dataclasses.replace(options, tags=field_names(cls, "tags", tags))
         if unique is not None:
-            options = dataclasses.replace(options, unique=_names(cls, "unique", unique))
+            options = dataclasses.replace(options, unique=field_names(cls, "unique", unique))
         if retention is not None:
             kept = duration(retention, field=f"{cls.__name__}, retention")
             if not kept:
@@ -122,7 +103,7 @@ class Measurement(_Stored):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        _check_config(cls)
+        check_config(cls)
         if cls.__kmp_series__.series is not None and cls.__pydantic_complete__:
             series_fields(cls)
 
@@ -137,11 +118,11 @@ class Node(_Stored):
     __kmp_node__: ClassVar[NodeOptions] = NodeOptions()
 
     def __init_subclass__(cls, *, label: str | None = None, key: str | None = None, **unknown: Any) -> None:
-        _refuse_unknown(cls, unknown, ("label", "key"))
+        refuse_unknown(cls, unknown, ("label", "key"))
         super().__init_subclass__()
         options = cls.__kmp_node__
         if label is not None:
-            _check_name(f"{cls.__name__}, label", label, _LABEL, "1 to 48 letters, digits and '_'", "Airport")
+            check_name(f"{cls.__name__}, label", label, LABEL, "1 to 48 letters, digits and '_'", "Airport")
             options = dataclasses.replace(options, label=label)
         if key is not None:
             options = dataclasses.replace(options, key=key)
@@ -149,7 +130,7 @@ class Node(_Stored):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        _check_config(cls)
+        check_config(cls)
         if cls.__kmp_node__.label is not None and cls.__pydantic_complete__:
             node_fields(cls)
 
@@ -175,11 +156,11 @@ class Edge(_Stored):
         target: type[Node] | None = None,
         **unknown: Any,
     ) -> None:
-        _refuse_unknown(cls, unknown, ("type", "source", "target"))
+        refuse_unknown(cls, unknown, ("type", "source", "target"))
         super().__init_subclass__()
         options = cls.__kmp_edge__
         if type is not None:
-            _check_name(f"{cls.__name__}, type", type, _LABEL, "1 to 48 letters, digits and '_'", "ROUTE")
+            check_name(f"{cls.__name__}, type", type, LABEL, "1 to 48 letters, digits and '_'", "ROUTE")
             options = dataclasses.replace(options, name=type)
         if source is not None:
             options = dataclasses.replace(options, source=_node_class(cls, "source", source))
@@ -189,7 +170,7 @@ class Edge(_Stored):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        _check_config(cls)
+        check_config(cls)
         if cls.__kmp_edge__.name is not None and cls.__pydantic_complete__:
             edge_fields(cls)
 
@@ -220,7 +201,7 @@ def series_fields(model: type[Measurement]) -> dict[str, FieldType]:
         raise InvalidInput(f"{name}.time", "is the time of the measurement and stays a datetime")
     for option in ("tags", "unique"):
         for field in getattr(options, option):
-            _check_selecting(model, option, field, fields)
+            check_selecting(model, option, field, fields)
     for field in options.unique:
         if fields[field].optional:
             raise InvalidInput(f"{name}.{field}", "is part of 'unique' and must not be None", example=f"{field}: str")
@@ -274,41 +255,7 @@ class _Shown(str):
         return str(self)
 
 
-def _refuse_unknown(cls: type, unknown: dict[str, Any], known: tuple[str, ...]) -> None:
-    for name in unknown:
-        raise InvalidInput(f"{cls.__name__}, {name}", f"is no option of the class{did_you_mean(name, known)}")
-
-
-def _check_name(where: str, value: object, pattern: re.Pattern[str], rule: str, example: str) -> None:
-    # An allow-list, because backends take such names into statements where no parameter can stand.
-    if not isinstance(value, str) or pattern.fullmatch(value) is None:
-        raise InvalidInput(where, f"must have {rule}", example=f'"{example}"')
-
-
-def _names(cls: type, option: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
-        raise InvalidInput(f"{cls.__name__}, {option}", "must be a sequence of field names", example='("origin",)')
-    if len(set(value)) != len(value):
-        raise InvalidInput(f"{cls.__name__}, {option}", "names a field twice")
-    return tuple(value)
-
-
 def _node_class(cls: type, option: str, value: object) -> type[Node]:
     if not isinstance(value, type) or not issubclass(value, Node) or value.__kmp_node__.label is None:
         raise InvalidInput(f"{cls.__name__}, {option}", "must be a Node class with a label", example="Airport")
     return value
-
-
-def _check_selecting(model: type[Measurement], option: str, field: str, fields: dict[str, FieldType]) -> None:
-    where = f"{model.__name__}, {option}"
-    if field not in fields:
-        raise InvalidInput(where, f"{field!r} is no field{did_you_mean(field, fields)}")
-    if field == "time":
-        raise InvalidInput(where, "the time selects and is part of the key without being named")
-    if fields[field].kind in ("float", "bytes"):
-        raise InvalidInput(where, f"{field!r} is a {fields[field].kind}, which is no good to be selected by")
-
-
-def _check_config(model: type[BaseModel]) -> None:
-    if model.model_config.get("extra") == "allow":
-        raise InvalidInput(model.__name__, 'extra="allow" cannot be stored: only declared fields are')

@@ -10,20 +10,26 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
-from kmp_messaging.embedded.items import Batch, Item, Poison
+from kmp_messaging.embedded.items import Batch, Item, Route
+from kmp_messaging.embedded.partition import Partition
 from kmp_messaging.embedded.workers import Workers
+from kmp_messaging.errors import UndeliverableEvent
 
 __all__ = ["BatchWorkers"]
+
+_Taken = tuple[Partition, int, bytes, Any, dict[str, Any], str | None]
 
 
 class BatchWorkers(Workers):
     """One worker that hands out batches."""
 
     async def _advance(self, number: int) -> None:
-        items = await self._take_many(self._declared[0].size or 1)
-        if items:
-            await self._retry_batch(Batch(items, items[0].route), number)
+        route = self._declared[0]
+        taken = await self._take_many(route.size or 1)
+        if taken:
+            await self._first_try(taken, route, number)
 
     async def _resume(self, waiting: Item | Batch, number: int) -> None:
         if isinstance(waiting, Batch) and time.monotonic() < self.lease_ends:
@@ -31,28 +37,60 @@ class BatchWorkers(Workers):
         else:
             await super()._resume(waiting, number)
 
-    async def _take_many(self, size: int) -> list[Item]:
-        items: list[Item] = []
-        held: set[str] = set()
-        while self.ready and len(items) < size:
-            item = self._take()
-            if item is None:
+    async def _take_many(self, size: int) -> list[_Taken]:
+        """Events whose keys are free. None is made busy: nobody else hands out while the one worker is at it."""
+        ready, busy, decode = self.ready, self._busy, self._decoder.decode
+        taken: list[_Taken] = []
+        while ready and len(taken) < size:
+            raw = ready.popleft()
+            if len(ready) == self._low:
+                self._hungry()
+            partition, position, content = raw
+            if not partition.active:
                 continue
-            if isinstance(item, Poison):
-                await self._bury(item.raw, item.error, item.error.attributes, 1)
+            try:
+                event, envelope = decode(content)
+            except UndeliverableEvent as error:
+                await self._bury(raw, error, error.attributes, 1)
                 continue
-            if item.position <= item.partition.suspect:
+            route = self._routes.get(type(event)) or self._route(type(event))
+            if route is None:
+                partition.finish(position)
+                continue
+            key = envelope.get("partitionkey")
+            if key in busy:
+                self._defer(Item(*raw, event, envelope, key, route))
+            elif position <= partition.suspect:
                 # Alone. The batch holds none of its key: all of a slot that is under suspicion comes first.
-                self._resumed.append(item)
+                if key is not None:
+                    busy[key] = None
+                self._resumed.append(Item(*raw, event, envelope, key, route))
                 break
-            items.append(item)
-            if item.key is not None:
-                # Others of the same key may be in the same batch: they are handled in order, together.
-                del self._busy[item.key]
-                held.add(item.key)
-        for key in held:
-            self._busy.setdefault(key, None)
-        return items
+            else:
+                taken.append((partition, position, content, event, envelope, key))
+        return taken
+
+    async def _first_try(self, taken: list[_Taken], route: Route, number: int) -> None:
+        partitions = {found[0] for found in taken}
+        for partition in partitions:
+            partition.running += 1
+        try:
+            events = [found[3] for found in taken]
+            error = await self._call(route.handler(events), taken[0][4].get("traceparent"), number)
+            if error is None:
+                for found in taken:
+                    found[0].finish(found[1])
+                return
+            items = [Item(*found, route) for found in taken]
+            for item in items:
+                if item.key is not None:
+                    self._busy[item.key] = None
+            await self._batch_failed(Batch(items, route, 1))
+        finally:
+            for partition in partitions:
+                partition.running -= 1
+            if any(partition.gone() for partition in partitions):
+                self._hungry()
 
     async def _retry_batch(self, batch: Batch, number: int) -> None:
         items = [item for item in batch.items if item.partition.active]

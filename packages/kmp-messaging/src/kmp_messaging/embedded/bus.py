@@ -125,16 +125,13 @@ class SqliteBus(Provider, EventBus):
     def _encode(self, events: Iterable[Any]) -> Content:
         tail = trace_attribute(current_traceparent())
         content: Content = {}
+        sinks: dict[type[Event], list[tuple[str | None, bytes]]] = {}
         encode = self._encoder.encode
         for event in events:
-            if not isinstance(event, Event):
-                problem = f"is not an event but {type(event).__name__}"
-                raise InvalidInput("events", problem, example="await bus.publish(Departed(...))")
-            topic = _topic(type(event))
-            found = content.get(topic)
-            if found is None:
-                found = content[topic] = []
-            found.append(encode(event, tail))
+            sink = sinks.get(event.__class__)
+            if sink is None:
+                sink = sinks[event.__class__] = content.setdefault(_topic_of(event), [])
+            sink.append(encode(event, tail))
         return content
 
     def _published(self, topics: Iterable[int]) -> None:
@@ -151,7 +148,7 @@ class SqliteBus(Provider, EventBus):
 
     @overload
     def subscribe(
-        self, event: type[E], handler: None = None, *, group: str, retries: int = 5, concurrency: int = 16
+        self, event: type[E], *, group: str, retries: int = 5, concurrency: int = 16
     ) -> Callable[[Handler[E]], Handler[E]]: ...
 
     def subscribe(
@@ -301,6 +298,13 @@ class _Subscription:
         route, self._route = self._route, None
         if route is not None:
             await self._bus.cancel(self._consumer, route)
+
+
+def _topic_of(event: Any) -> str:
+    if not isinstance(event, Event):
+        problem = f"is not an event but {type(event).__name__}"
+        raise InvalidInput("events", problem, example="await bus.publish(Departed(...))")
+    return _topic(type(event))
 
 
 def _topic(event: Any) -> str:

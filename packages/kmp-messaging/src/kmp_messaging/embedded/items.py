@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kmp_messaging.embedded.partition import Partition
-from kmp_messaging.errors import UndeliverableEvent
 from kmp_messaging.models import Event
 
-__all__ = ["Batch", "Item", "Poison", "Raw", "Route"]
+__all__ = ["Batch", "Item", "Raw", "Route"]
 
 Raw = tuple[Partition, int, bytes]
 """An event that nobody has looked at yet: where it belongs, its position, its bytes."""
@@ -52,14 +51,6 @@ class Item:
     def attempts(self) -> int:
         """How often it was tried and failed."""
         return self.partition.attempts.get(self.position, 0)
-
-
-@dataclass(slots=True, eq=False)
-class Poison:
-    """Bytes that no handler can be given."""
-
-    raw: Raw
-    error: UndeliverableEvent
 
 
 @dataclass(slots=True, eq=False)

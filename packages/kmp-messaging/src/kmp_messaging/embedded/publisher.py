@@ -81,14 +81,15 @@ class Publisher:
             topic = await self._store.topic(name, timeout=seconds)
             batch.topics[topic.id] = topic.slots
             topic.next_turn()
+            known, slots = topic.keys, batch.slots
             for key, encoded in events:
-                slot = topic.slot_of(key)
-                found = batch.slots.get(slot)
+                slot = known.get(key) or topic.slot_of(key)  # type: ignore[arg-type]
+                found = slots.get(slot)
                 if found is None:
-                    batch.slots[slot] = [encoded]
+                    slots[slot] = [encoded]
                 else:
                     found.append(encoded)
-                batch.size += len(encoded)
+            batch.size += sum(len(encoded) for _, encoded in events)
         return batch
 
     async def _submit(self, batch: _Batch, ends: float | None) -> None:

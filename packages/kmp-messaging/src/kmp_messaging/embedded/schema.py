@@ -7,7 +7,7 @@ the position of its last event, so that reading a slot from a position is one ra
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 __all__ = ["LAST", "MIGRATIONS", "SHIFT", "rows_of"]
 
@@ -87,8 +87,16 @@ MIGRATIONS = (
 )
 
 
-def rows_of(contents: Iterable[bytes]) -> list[tuple[int, bytes]]:
+def rows_of(contents: Sequence[bytes]) -> list[tuple[int, bytes]]:
     """Pack the events of one slot into rows of bounded size, each with the number of its events."""
+    if len(contents) <= _LONGEST_ROW:
+        joined = b"\n".join(contents)
+        if len(joined) <= _LARGEST_ROW and joined.count(b"\n") == len(contents) - 1:
+            return [(len(contents), joined)]
+    return _split_rows(contents)
+
+
+def _split_rows(contents: Sequence[bytes]) -> list[tuple[int, bytes]]:
     rows: list[tuple[int, bytes]] = []
     pending: list[bytes] = []
     size = 0

@@ -15,7 +15,7 @@ from typing import Any
 from kmp_core.deadlines import detached
 from kmp_core.errors import DeadlineExceeded
 from kmp_messaging.embedded.failures import Failures
-from kmp_messaging.embedded.items import Batch, Item, Poison, Raw, Route
+from kmp_messaging.embedded.items import Batch, Item, Raw, Route
 from kmp_messaging.envelope import Decoder
 from kmp_messaging.errors import HandlerKilled, UndeliverableEvent
 from kmp_messaging.tracing import attach, detach
@@ -164,31 +164,6 @@ class Workers:
                 partition.running -= 1
                 if partition.gone():
                     self._hungry()
-
-    def _take(self) -> Item | Poison | None:
-        """The next event whose key is free, with its key made busy; None where there was nothing to hand out."""
-        raw = self.ready.popleft()
-        if len(self.ready) == self._low:
-            self._hungry()
-        partition, position, content = raw
-        if not partition.active:
-            return None
-        try:
-            event, envelope = self._decoder.decode(content)
-        except UndeliverableEvent as error:
-            return Poison(raw, error)
-        route = self._route(type(event))
-        if route is None:
-            partition.finish(position)
-            return None
-        key = envelope.get("partitionkey")
-        item = Item(*raw, event, envelope, key, route)
-        if key is not None:
-            if key in self._busy:
-                self._defer(item)
-                return None
-            self._busy[key] = None
-        return item
 
     def _defer(self, item: Item) -> None:
         assert item.key is not None

@@ -343,7 +343,11 @@ class FileBucket(Provider, Bucket):
         """Remove what nothing names; a content that a living process still writes is locked, and left alone."""
         await self._collect()
         uploads = self._blobs.abandoned()
-        while upload := await self._threads.run(next, uploads, None):
+
+        def following() -> Upload | None:
+            return next(uploads, None)
+
+        while upload := await self._threads.run(following):
             await self._clean_up(upload)
 
 

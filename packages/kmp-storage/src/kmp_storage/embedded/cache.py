@@ -17,7 +17,6 @@ from kmp_core.project import Project
 from kmp_core.resource import Provider
 from kmp_core.sqlite import Database, database_path
 from kmp_core.telemetry import Telemetry
-
 from kmp_storage.cache import check_key, time_to_live
 from kmp_storage.embedded import cache_leases as leases
 from kmp_storage.embedded.cache_entries import MIGRATIONS, Entries

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from kmp_core.errors import Conflict, InvalidInput
-
 from kmp_storage.cache import check_value
 
 __all__ = ["MIGRATIONS", "OVERHEAD_BYTES", "Entries", "Found", "Reads"]

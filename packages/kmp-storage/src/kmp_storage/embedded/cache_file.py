@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from kmp_core.deadlines import Timeout, within
 from kmp_core.errors import KmpError
 from kmp_core.sqlite import Database
-
 from kmp_storage.embedded import cache_leases as leases
 from kmp_storage.embedded.cache_entries import Entries, Found
 from kmp_storage.embedded.cache_settings import CacheSettings

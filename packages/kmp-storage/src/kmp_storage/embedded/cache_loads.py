@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from kmp_core.deadlines import deadline, remaining
 from kmp_core.errors import KmpError
-
 from kmp_storage.embedded import cache_leases as leases
 from kmp_storage.embedded.cache_entries import Entries, Found
 from kmp_storage.embedded.cache_file import CacheFile, Pauses

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from pydantic import ByteSize, Field
+
 from kmp_core.deadlines import Duration
 from kmp_core.settings import Settings
-from pydantic import ByteSize, Field
 
 __all__ = ["CacheSettings"]
 

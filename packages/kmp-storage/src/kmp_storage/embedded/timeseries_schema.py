@@ -80,11 +80,8 @@ def prepare(connection: sqlite3.Connection, codec: Codec[Any]) -> None:
         if name not in stored.fields:
             connection.execute(f"ALTER TABLE {table(codec.series)} ADD COLUMN {quoted(name)} {SQL_TYPES[kind]}")
     _index_tags(connection, codec)
-    # A field of another version of the class stays known; only looser, never stricter.
-    merged = {**stored.fields, **declared}
-    for name in stored.fields.keys() & declared.keys():
-        merged[name] = (declared[name][0], stored.fields[name][1] or declared[name][1])
-    _save(connection, codec, merged)
+    # A field of another version of the class stays known; one that both have got looser at most, by `check`.
+    _save(connection, codec, {**stored.fields, **declared})
 
 
 def check(codec: Codec[Any], stored: Series) -> None:
