@@ -27,7 +27,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.util.types import AttributeValue
 
-__all__ = ["Call", "Telemetry", "reporting_to"]
+__all__ = ["Call", "Telemetry", "meter_of", "reporting_to"]
 
 Kind = Literal["db", "messaging"]
 
@@ -153,6 +153,12 @@ class Telemetry:
         if not self.listening:
             return _SILENT
         return Call(self, operation, kind=trace.SpanKind.CONSUMER, count=count, parent=parent, links=links)
+
+
+def meter_of(scope: str) -> metrics.Meter:
+    """Where a part that is no call, such as a pool, reports its own metrics."""
+    found = _providers.get()
+    return (metrics.get_meter_provider() if found is None else found[1]).get_meter(scope)
 
 
 @contextmanager

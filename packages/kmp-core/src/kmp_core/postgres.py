@@ -1,0 +1,301 @@
+"""Connections to PostgreSQL that several siblings share: bounded in number and time, clean when they change hands.
+
+    pool = PostgresPool("timescale://acme@db.internal/acme?sslrootcert=/etc/ssl/db-ca.pem", password=current_password)
+    async with pool:
+        async with pool.acquire() as connection:
+            rows = await connection.fetch("SELECT * FROM flights WHERE origin = $1", "JFK")
+        async with pool.transaction() as transaction:
+            await transaction.execute("INSERT INTO ...")
+
+- Waiting for a connection ends with `PoolExhausted`, in the order of asking; a statement ends with `DeadlineExceeded`.
+- A call that was cancelled, or whose time was over, cuts its connection: no answer ever reaches the wrong caller.
+- A connection that goes back is reset: transaction, role, settings, temporary tables, advisory locks, LISTEN.
+- Connections to a server that left, or that became read-only in a failover, are replaced; nothing needs a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from kmp_core.deadlines import Timeout, deadline, within
+from kmp_core.errors import KmpError, Unauthenticated, Unsupported
+from kmp_core.plugins import extra
+from kmp_core.postgres_address import Address, Password, PasswordSource
+from kmp_core.postgres_connection import Connection, Progress
+from kmp_core.postgres_errors import BACKEND, ERRORS, Contention
+from kmp_core.postgres_metrics import PoolMetrics
+from kmp_core.postgres_slots import Slots
+from kmp_core.postgres_transaction import Isolation, Transaction, TransactionUndone
+from kmp_core.resource import Provider
+
+with extra("asyncpg", install="kmp-core[postgres]"):
+    import asyncpg
+
+__all__ = [
+    "Address",
+    "Connection",
+    "Contention",
+    "Password",
+    "PasswordSource",
+    "PoolOptions",
+    "PostgresPool",
+    "Progress",
+    "Transaction",
+    "TransactionUndone",
+]
+
+RESET = """
+    CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES;
+    SELECT pg_advisory_unlock_all()
+"""
+"""What DISCARD ALL does, but for the prepared statements, which are worth keeping. One exchange."""
+
+_LEAVE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """How many connections, and how long things may take."""
+
+    size: int = 10
+    acquire_timeout: timedelta = timedelta(seconds=5)
+    connect_timeout: timedelta = timedelta(seconds=5)
+    statement_timeout: timedelta = timedelta(seconds=30)
+    reset_timeout: timedelta = timedelta(seconds=2)
+    close_grace: timedelta = timedelta(seconds=2)
+    look_after: timedelta = timedelta(seconds=15)
+    """A connection that lay idle so long is asked whether it lives before it is handed out."""
+    longest_life: timedelta = timedelta(hours=1)
+    transaction_pooler: bool = False
+    """Whether a pooler such as PgBouncer hands the server's connection to others after each transaction."""
+    application: str = "kmp"
+    server_settings: Mapping[str, str] = field(default_factory=dict)
+
+
+class PostgresPool(Provider):
+    """A fair pool for one database and one role.
+
+    Behind a transaction pooler (`transaction_pooler`) two statements of one `acquire` may run on two of the server's
+    connections, so what lives in a session is refused: `acquire` for statements of your own, and with it SET, LISTEN,
+    session locks and temporary tables that outlive a transaction. `transaction()` works, and all that the stores do.
+    """
+
+    def __init__(
+        self,
+        address: Address | str,
+        *,
+        password: Password = None,
+        options: PoolOptions | None = None,
+        project: str = "local",
+    ) -> None:
+        self.address = Address.of(address, password=password) if isinstance(address, str) else address
+        self.options = options or PoolOptions()
+        self._slots = Slots(self.options.size, backend=BACKEND)
+        self._idle: list[Connection] = []
+        self._lent: set[Connection] = set()
+        self._metrics = PoolMetrics(self, project=project, name=f"{self.address.host}/{self.address.database}")
+        self._turned_over_at = 0.0
+        self._all_back: asyncio.Event | None = None
+
+    @property
+    def size(self) -> int:
+        """How many connections there may be."""
+        return self._slots.size
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for a connection now."""
+        return self._slots.waiting
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are handed out now."""
+        return self._slots.taken
+
+    @property
+    def idle(self) -> int:
+        """How many connections lie ready."""
+        return len(self._idle)
+
+    @asynccontextmanager
+    async def acquire(
+        self, *, timeout: Timeout = None, reset: bool = True, in_transaction: bool = False
+    ) -> AsyncIterator[Connection]:
+        """A connection for the block; waits at most `timeout` (default `acquire_timeout`), then `PoolExhausted`.
+
+        `reset=False` is for work that promises to leave no state in the session: it saves an exchange.
+        """
+        self.ensure_open()
+        if self.options.transaction_pooler and reset and not in_transaction:
+            raise Unsupported(
+                "a session of your own",
+                provider="a pool behind a transaction pooler",
+                instead="use transaction(): between transactions the pooler gives the connection to others",
+            )
+        connection = await self._take(timeout)
+        try:
+            yield connection
+        finally:
+            await self._put_back(connection, reset=reset)
+
+    def transaction(
+        self, *, isolation: Isolation = "read committed", read_only: bool = False, reset: bool = True
+    ) -> Transaction:
+        """A block that commits when it is left well; see `Transaction`."""
+        return Transaction(self, isolation=isolation, read_only=read_only, reset=reset)
+
+    # The life of the pool
+
+    async def _open(self) -> None:
+        self._metrics.start()
+        connection = await self._connect()
+        self._idle.append(connection)
+
+    async def _close(self) -> None:
+        self._slots.close()
+        self._metrics.stop()
+        await asyncio.gather(*(self._retire(connection) for connection in self._idle))
+        self._idle.clear()
+        if self._lent:
+            self._all_back = asyncio.Event()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.options.close_grace.total_seconds()):
+                    await self._all_back.wait()
+        for connection in list(self._lent):
+            connection.terminate()
+
+    async def _check(self) -> None:
+        async with self.acquire(reset=False) as connection:
+            await connection.fetch_value("SELECT 1")
+
+    # Handing out
+
+    async def _take(self, timeout: Timeout) -> Connection:
+        seconds = within(timeout, self.options.acquire_timeout)
+        with self._metrics.waiting():
+            await self._slots.take(0.0 if seconds is None else seconds)
+        try:
+            connection = await self._ready()
+        except BaseException:
+            self._slots.give()
+            raise
+        connection.lend()
+        self._lent.add(connection)
+        return connection
+
+    async def _ready(self) -> Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if await self._lives(connection):
+                return connection
+        return await self._connect()
+
+    async def _lives(self, connection: Connection) -> bool:
+        if connection.is_closed or connection.made_at < self._turned_over_at or self._is_old(connection):
+            connection.terminate()
+            return False
+        if _now() - connection.used_at < self.options.look_after.total_seconds():
+            return True
+        try:
+            async with connection.internal(min(_LEAVE_SECONDS, self.options.connect_timeout.total_seconds())) as driver:
+                await driver.execute("SELECT")
+        except KmpError:
+            self._turned_over_at = _now()  # the others lay as long: nobody waits for each of them
+            return False
+        except BaseException:
+            connection.terminate()
+            raise
+        return True
+
+    def _is_old(self, connection: Connection) -> bool:
+        # A pool's connections were made together; they shall not go together.
+        jitter = 0.9 + 0.2 * ((id(connection) >> 4) % 97) / 97
+        return _now() - connection.made_at > self.options.longest_life.total_seconds() * jitter
+
+    async def _connect(self) -> Connection:
+        try:
+            return await self._log_in()
+        except Unauthenticated:
+            if not self.address.rotates:
+                raise
+        # A rotation may lie between the asking and the login.
+        await asyncio.sleep(random.uniform(0.05, 0.15))  # noqa: S311 - spreads load
+        return await self._log_in()
+
+    async def _log_in(self) -> Connection:
+        address, options = self.address, self.options
+        what = "connecting to PostgreSQL"
+        async with deadline(options.connect_timeout, what=what, backend=BACKEND):
+            password = await address.current_password()
+            with ERRORS.translating():
+                driver = await asyncpg.connect(
+                    host=address.host,
+                    port=address.port,
+                    user=address.user,
+                    # asyncpg would look for one in the environment where it is given None.
+                    password=password or "",
+                    database=address.database,
+                    ssl=address.tls(),
+                    timeout=options.connect_timeout.total_seconds(),
+                    # The last resort, for an exchange of asyncpg's own.
+                    command_timeout=options.statement_timeout.total_seconds() + 60,
+                    statement_cache_size=0 if options.transaction_pooler else 100,
+                    server_settings=self._server_settings(),
+                )
+        return Connection(driver, statement_seconds=options.statement_timeout.total_seconds(), made_at=_now())
+
+    def _server_settings(self) -> dict[str, str]:
+        if self.options.transaction_pooler:
+            return dict(self.options.server_settings)
+        return {
+            "application_name": self.options.application,
+            "timezone": "UTC",
+            # A statement whose caller cut the connection ends soon, instead of running on for nobody.
+            "client_connection_check_interval": "1s",
+            **self.options.server_settings,
+        }
+
+    # Taking back
+
+    async def _put_back(self, connection: Connection, *, reset: bool) -> None:
+        try:
+            if connection.turned_over:
+                self._turned_over_at = _now()
+            if not connection.take_back(_now()) or self.state != "open":
+                connection.terminate()
+            elif not connection.is_closed and (connection.in_transaction or (reset and connection.touched)):
+                await self._clean(connection)
+        finally:
+            self._lent.discard(connection)
+            if self._all_back is not None and not self._lent:
+                self._all_back.set()
+            if not connection.is_closed and connection.made_at >= self._turned_over_at:
+                self._idle.append(connection)
+            else:
+                connection.terminate()
+            self._slots.give()
+
+    async def _clean(self, connection: Connection) -> None:
+        """Leave no trace of who had it. What fails here is the connection's end, and nobody's error."""
+        undo = "ROLLBACK; " if connection.in_transaction else ""
+        statement = undo or "SELECT" if self.options.transaction_pooler else undo + RESET
+        try:
+            async with connection.internal(self.options.reset_timeout.total_seconds()) as driver:
+                await driver.execute(statement)
+        except KmpError:
+            connection.terminate()
+        except BaseException:
+            connection.terminate()
+            raise
+
+    async def _retire(self, connection: Connection) -> None:
+        await connection.end(_LEAVE_SECONDS)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

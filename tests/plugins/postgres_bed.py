@@ -1,0 +1,55 @@
+"""Help for tests on the real TimescaleDB: the administrator's connection, and roles and databases of a test's own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import testbed
+
+
+def admin_url(server: testbed.Server, database: str = "postgres", *, port: int | None = None) -> str:
+    return f"timescale://postgres:{server.password}@127.0.0.1:{port or server.port}/{database}?sslmode=disable"
+
+
+@asynccontextmanager
+async def admin(server: testbed.Server, database: str = "postgres") -> AsyncIterator[Any]:
+    """A plain connection of the administrator's."""
+    connection = await connect(server, "postgres", server.password, database)
+    try:
+        yield connection
+    finally:
+        connection.terminate()
+
+
+async def connect(server: testbed.Server, user: str, password: str, database: str) -> Any:
+    return await asyncpg.connect(
+        host="127.0.0.1", port=server.port, user=user, password=password, database=database, timeout=10, ssl=False
+    )
+
+
+@asynccontextmanager
+async def own_database(server: testbed.Server) -> AsyncIterator[tuple[str, str]]:
+    """A role of its own with a database of its own, as (name, password); both are dropped after."""
+    name, password = f"t{secrets.token_hex(6)}", secrets.token_hex(8)
+    async with admin(server) as connection:
+        await connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+        await connection.execute(f"CREATE DATABASE {name} OWNER {name}")
+    try:
+        yield name, password
+    finally:
+        await server.wait_until_ready()
+        async with admin(server) as connection:
+            await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            await connection.execute(f"DROP ROLE {name}")
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.02)

@@ -1,0 +1,533 @@
+"""The pool on a real PostgreSQL: bounded, fair, clean between callers, and whole again after every fault."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import faults
+import pytest
+import testbed
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.trace import NoOpTracerProvider
+from postgres_bed import admin, own_database, until
+
+from kmp_core.deadlines import deadline
+from kmp_core.errors import (
+    BackendError,
+    ConfigurationError,
+    Conflict,
+    DeadlineExceeded,
+    InvalidInput,
+    LifecycleError,
+    OutcomeUnknown,
+    PermissionDenied,
+    PoolExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
+from kmp_core.postgres import Contention, PoolOptions, PostgresPool, TransactionUndone
+from kmp_core.secrets import Secret
+from kmp_core.telemetry import reporting_to
+
+Database = tuple[str, str]
+
+
+@pytest.fixture
+async def database(timescaledb: testbed.Server) -> AsyncIterator[Database]:
+    async with own_database(timescaledb) as made:
+        yield made
+
+
+def url(server: Any, database: Database, query: str = "sslmode=disable") -> str:
+    name, password = database
+    return f"timescale://{name}:{password}@127.0.0.1:{server.port}/{name}?{query}"
+
+
+def pool_of(server: Any, database: Database, **options: Any) -> PostgresPool:
+    return PostgresPool(url(server, database), options=PoolOptions(**options))
+
+
+# Room in the pool
+
+
+async def test_waiting_for_a_connection_ends_typed_and_is_seen(timescaledb: testbed.Server, database: Database) -> None:
+    reader = InMemoryMetricReader()
+    with reporting_to(NoOpTracerProvider(), MeterProvider([reader])):
+        async with pool_of(timescaledb, database, size=1, acquire_timeout=timedelta(seconds=0.5)) as pool:
+            async with pool.acquire():
+                waiting = asyncio.ensure_future(pool._take(None))
+                await asyncio.sleep(0)
+                assert (pool.waiting, pool.in_use) == (1, 1)
+                assert metrics(reader)["db.client.connection.pending_requests"] == {None: 1}
+                assert metrics(reader)["db.client.connection.count"] == {"used": 1, "idle": 0}
+                with pytest.raises(PoolExhausted):
+                    await waiting
+            assert (pool.waiting, pool.in_use, pool.idle) == (0, 0, 1)
+            assert metrics(reader)["db.client.connection.timeouts"] == {None: 1}
+
+
+def metrics(reader: InMemoryMetricReader) -> dict[str, dict[Any, float]]:
+    data = reader.get_metrics_data()
+    assert data is not None
+    return {
+        metric.name: {(p.attributes or {}).get("db.client.connection.state"): p.value for p in metric.data.data_points}
+        for scope in data.resource_metrics[0].scope_metrics
+        for metric in scope.metrics
+        if metric.name.startswith("db.client.connection")
+    }
+
+
+async def test_who_asks_first_is_served_first(timescaledb: testbed.Server, database: Database) -> None:
+    served: list[int] = []
+    async with pool_of(timescaledb, database, size=1) as pool:
+
+        async def work(number: int) -> None:
+            async with pool.acquire() as connection:
+                served.append(number)
+                await connection.fetch_value("SELECT 1")
+
+        await asyncio.gather(*map(work, range(100)))
+    assert served == list(range(100))
+
+
+async def test_ten_connections_serve_a_thousand_callers(timescaledb: testbed.Server, database: Database) -> None:
+    async with pool_of(timescaledb, database, size=10, acquire_timeout=timedelta(seconds=60)) as pool:
+
+        async def work(number: int) -> int:
+            async with pool.acquire() as connection:
+                return int(await connection.fetch_value("SELECT $1::int", number))
+
+        assert await asyncio.gather(*map(work, range(1000))) == list(range(1000))
+        assert pool.idle <= 10
+
+
+async def test_a_thousand_callers_are_served_or_refused_typed(timescaledb: testbed.Server, database: Database) -> None:
+    async with pool_of(timescaledb, database, size=10, acquire_timeout=timedelta(seconds=0.3)) as pool:
+
+        async def work() -> None:
+            async with pool.acquire(reset=False) as connection:
+                await connection.execute("SELECT pg_sleep(0.05)")
+
+        outcomes = await asyncio.gather(*(work() for _ in range(1000)), return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {type(None), PoolExhausted}
+        assert pool.in_use == 0
+
+
+async def test_a_cancelled_waiter_takes_no_place(timescaledb: testbed.Server, database: Database) -> None:
+    async with pool_of(timescaledb, database, size=1) as pool:
+        for turns in range(6):
+            async with pool.acquire():
+                waiter = asyncio.ensure_future(pool.acquire().__aenter__())
+                await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if not waiter.done():
+                waiter.cancel()
+                await asyncio.gather(waiter, return_exceptions=True)
+            else:
+                await pool._put_back(waiter.result(), reset=True)
+            async with pool.acquire(timeout="2s"):
+                pass
+
+
+# Deadlines and cancellation
+
+
+async def test_a_statement_ends_with_its_deadline(timescaledb: testbed.Server, database: Database) -> None:
+    async with pool_of(timescaledb, database, statement_timeout=timedelta(seconds=0.2)) as pool:
+        async with pool.acquire() as connection:
+            with pytest.raises(DeadlineExceeded) as over:
+                await connection.execute("SELECT pg_sleep(30)")
+            assert over.value.outcome_unknown
+            with pytest.raises(Unavailable):
+                await connection.execute("SELECT 1")
+        async with pool.acquire() as connection:
+            assert await connection.fetch_value("SELECT 1") == 1
+            with pytest.raises(DeadlineExceeded):
+                async with deadline("100ms"):
+                    await connection.execute("SELECT pg_sleep(30)", timeout="20s")
+
+
+async def test_a_statement_whose_caller_left_ends_on_the_server(
+    timescaledb: testbed.Server, database: Database
+) -> None:
+    async with pool_of(timescaledb, database) as pool, admin(timescaledb) as observer:
+        with pytest.raises(DeadlineExceeded):
+            async with pool.acquire() as connection:
+                await connection.execute("SELECT pg_sleep(60)", timeout="100ms")
+
+        async def gone() -> bool:
+            return not await observer.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND query LIKE '%pg_sleep%'", database[0]
+            )
+
+        await until(gone)
+
+
+async def test_no_answer_ever_reaches_the_wrong_caller(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    chance = random.Random(7)
+    cancelled = between = 0
+    with proxies.before(timescaledb) as proxy:
+        async with pool_of(proxy, database, size=20, acquire_timeout=timedelta(seconds=60)) as pool:
+            proxy.slow(10, jitter=10)
+
+            async def ask(number: int) -> None:
+                nonlocal cancelled, between
+                sent = False
+
+                async def question() -> int:
+                    nonlocal sent
+                    async with pool.acquire(reset=False) as connection:
+                        sent = True
+                        return int(await connection.fetch_value("SELECT $1::int", number))
+
+                task = asyncio.ensure_future(question())
+                while not sent and not task.done():
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(chance.uniform(0, 0.008))
+                if not task.done():
+                    between += sent
+                    task.cancel()
+                try:
+                    assert await task == number
+                except asyncio.CancelledError:
+                    cancelled += 1
+
+            async def neighbour(number: int) -> None:
+                async with pool.acquire(reset=False) as connection:
+                    assert await connection.fetch_value("SELECT $1::int", -number) == -number
+
+            for begin in range(0, 1300, 100):
+                numbers = range(begin, begin + 100)
+                await asyncio.gather(*map(ask, numbers), *map(neighbour, range(begin + 1, begin + 20)))
+            assert cancelled >= 1000
+            assert between >= 0.9 * cancelled
+
+
+# What a caller leaves behind
+
+TRACES = {
+    "role": ("SET ROLE pg_monitor", "SELECT current_user = session_user"),
+    "session user": ("SET SESSION AUTHORIZATION DEFAULT; SET ROLE pg_monitor", "SELECT current_user = session_user"),
+    "setting": ("SET search_path = pg_catalog", "SELECT current_setting('search_path') LIKE '%public%'"),
+    "time zone": ("SET timezone = 'Asia/Tokyo'", "SELECT current_setting('timezone') = 'UTC'"),
+    "temporary table": ("CREATE TEMP TABLE left_over (x int)", "SELECT to_regclass('pg_temp.left_over') IS NULL"),
+    "advisory lock": (
+        "SELECT pg_advisory_lock(7)",
+        "SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+    ),
+    "listening": ("LISTEN news", "SELECT count(*) = 0 FROM pg_listening_channels()"),
+    "cursor": ("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT", "SELECT count(*) = 0 FROM pg_cursors"),
+    "transaction": ("BEGIN; CREATE TABLE half_done (x int)", "SELECT to_regclass('half_done') IS NULL"),
+    "failed transaction": ("BEGIN; CREATE TABLE half_done (x int)", "SELECT to_regclass('half_done') IS NULL"),
+}
+
+
+@pytest.mark.parametrize("trace", TRACES)
+async def test_who_comes_next_finds_no_trace(timescaledb: testbed.Server, database: Database, trace: str) -> None:
+    leave, clean = TRACES[trace]
+    async with admin(timescaledb) as connection:
+        await connection.execute(f"GRANT pg_monitor TO {database[0]}")
+    async with pool_of(timescaledb, database, size=1) as pool:
+        async with pool.acquire() as connection:
+            process = connection.server_process
+            await connection.execute(leave)
+            assert not await connection.fetch_value(clean)
+            if trace == "failed transaction":
+                with pytest.raises(InvalidInput):
+                    await connection.execute("SELECT * FROM nowhere")
+        async with pool.acquire() as connection:
+            assert connection.server_process == process, "a reset is not a new connection"
+            assert await connection.fetch_value(clean)
+
+
+async def test_a_task_that_outlives_its_block_gets_nothing_of_the_next_caller(
+    timescaledb: testbed.Server, database: Database
+) -> None:
+    async with pool_of(timescaledb, database, size=1) as pool:
+        async with pool.acquire() as connection:
+            late = asyncio.ensure_future(connection.fetch_value("SELECT pg_sleep(0.2)::text"))
+            await asyncio.sleep(0.02)
+            with pytest.raises(LifecycleError, match="two tasks"):
+                await connection.fetch_value("SELECT 1")
+        with pytest.raises(LifecycleError):
+            await connection.fetch_value("SELECT 1")
+        async with pool.acquire() as connection:
+            assert await connection.fetch_value("SELECT 2") == 2
+        with pytest.raises(Unavailable):
+            await late
+
+
+# Faults of the server
+
+
+async def test_a_server_that_became_read_only_is_left_with_all_connections(
+    timescaledb: testbed.Server, database: Database
+) -> None:
+    async with pool_of(timescaledb, database, size=3) as pool, admin(timescaledb) as operator:
+        async with pool.acquire() as one, pool.acquire() as other, pool.acquire() as third:
+            before = {one.server_process, other.server_process, third.server_process}
+        # As after a failover: the sessions stay, and writing is refused.
+        await operator.execute(f"ALTER DATABASE {database[0]} SET default_transaction_read_only = on")
+        await operator.execute("SELECT pg_reload_conf()")
+        async with pool.acquire(reset=False) as one:
+            with pytest.raises(Unavailable) as refused:
+                await one.execute("BEGIN READ ONLY; CREATE TABLE t (x int)")
+            assert not refused.value.outcome_unknown
+            assert refused.value.retryable
+        await operator.execute(f"ALTER DATABASE {database[0]} RESET default_transaction_read_only")
+        async with pool.acquire() as one, pool.acquire() as other, pool.acquire() as third:
+            assert not before & {one.server_process, other.server_process, third.server_process}
+            await one.execute("CREATE TABLE t (x int)")
+
+
+async def test_connections_that_the_administrator_ended_are_replaced(
+    timescaledb: testbed.Server, database: Database
+) -> None:
+    async with pool_of(timescaledb, database, size=3) as pool, admin(timescaledb) as operator:
+        async with pool.acquire() as one, pool.acquire(), pool.acquire():
+            asking = asyncio.ensure_future(one.execute("SELECT pg_sleep(30)"))
+            await asyncio.sleep(0.1)
+            await operator.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", database[0]
+            )
+            with pytest.raises(Unavailable):
+                await asking
+        for _ in range(4):
+            async with pool.acquire() as connection:
+                assert await connection.fetch_value("SELECT 1") == 1
+
+
+async def test_a_peer_that_died_silently_is_noticed_before_it_is_used(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+        async with pool_of(proxy, database, size=3, look_after=timedelta(0)) as pool:
+            async with pool.acquire(), pool.acquire(), pool.acquire():
+                pass
+            proxy.black_hole()
+            released = asyncio.get_running_loop().call_later(0.5, proxy.heal)
+            async with pool.acquire() as connection:
+                assert await connection.fetch_value("SELECT 1") == 1
+            released.cancel()
+
+
+async def test_a_call_into_a_black_hole_ends_with_its_deadline(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    loop = asyncio.get_running_loop()
+    with proxies.before(timescaledb) as proxy:
+        pool = pool_of(proxy, database)
+        await pool.open()
+        proxy.black_hole()
+        for _ in range(3):
+            began = loop.time()
+            with pytest.raises((DeadlineExceeded, Unavailable)):
+                async with deadline("300ms"), pool.acquire() as connection:
+                    await connection.fetch_value("SELECT 1")
+            assert loop.time() - began < 0.3 + 2.5, "the reset has its own bound"
+        began = loop.time()
+        await pool.close()
+        assert loop.time() - began < 5
+
+
+async def test_a_killed_server_is_used_again_when_it_is_back(timescaledb: testbed.Server, database: Database) -> None:
+    async with pool_of(timescaledb, database, size=4) as pool:
+        async with pool.transaction() as transaction:
+            await transaction.execute("CREATE TABLE kept AS SELECT 42 AS answer")
+        async with pool.acquire(), pool.acquire():
+            pass
+        timescaledb.kill()
+        with pytest.raises((Unavailable, DeadlineExceeded)):
+            async with pool.acquire() as connection:
+                await connection.fetch_value("SELECT 1", timeout="2s")
+        timescaledb.start_again()
+        await timescaledb.wait_until_ready()
+
+        async def answers() -> bool:
+            try:
+                async with pool.acquire() as connection:
+                    return bool(await connection.fetch_value("SELECT answer FROM kept") == 42)
+            except BackendError:
+                return False
+
+        await until(answers, 5)
+
+
+# Logging in
+
+
+async def test_tls_is_checked_against_the_authority_and_the_name(
+    timescaledb: testbed.Server, database: Database, tmp_path: Any
+) -> None:
+    _, content = timescaledb.container.get_wrapped_container().exec_run("cat /var/lib/postgresql/data/server.crt")
+    authority = tmp_path / "ca.pem"
+    authority.write_bytes(content)
+    strict = url(timescaledb, database, f"sslmode=verify-full&sslrootcert={authority}")
+    async with PostgresPool(strict) as pool, pool.acquire() as connection:
+        assert await connection.fetch_value("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+    with pytest.raises(ConfigurationError, match="certificate"):
+        await PostgresPool(url(timescaledb, database, "")).open()
+    other_name = strict.replace("127.0.0.1", "127.0.0.2")
+    with pytest.raises((ConfigurationError, Unavailable)):
+        await PostgresPool(other_name).open()
+    context = PostgresPool(strict).address.tls()
+    assert isinstance(context, ssl.SSLContext)
+    assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
+
+
+async def test_a_rotated_password_needs_no_restart(timescaledb: testbed.Server, database: Database) -> None:
+    name, password = database
+    current = Secret(password)
+
+    async def source() -> Secret:
+        return current
+
+    address = f"timescale://{name}@127.0.0.1:{timescaledb.port}/{name}?sslmode=disable"
+    async with PostgresPool(address, password=source) as pool, admin(timescaledb) as operator:
+        await operator.execute(f"ALTER ROLE {name} PASSWORD 'the-next-one'")
+        await operator.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", name)
+        with pytest.raises((Unauthenticated, Unavailable)):
+            async with pool.acquire() as connection:
+                await connection.execute("SELECT 1")
+            async with pool.acquire() as connection:
+                await connection.execute("SELECT 1")
+        current = Secret("the-next-one")
+        async with pool.acquire() as connection:
+            assert await connection.fetch_value("SELECT 1") == 1
+
+
+async def test_a_wrong_password_is_told_without_it(timescaledb: testbed.Server, database: Database) -> None:
+    with pytest.raises(Unauthenticated) as refused:
+        await PostgresPool(url(timescaledb, (database[0], "hunter2"))).open()
+    assert "hunter2" not in f"{refused.value!r} {refused.value.__cause__!r}"
+    with pytest.raises(ConfigurationError, match="sslmode"):
+        PostgresPool("timescale://a:hunter2@h/d?sslmode=require")
+    with pytest.raises(ConfigurationError, match="database"):
+        PostgresPool("timescale://a:hunter2@h")
+
+
+# Transactions
+
+
+async def test_a_transaction_is_whole_or_nothing(timescaledb: testbed.Server, database: Database) -> None:
+    async with pool_of(timescaledb, database) as pool:
+        async with pool.transaction() as transaction:
+            await transaction.execute("CREATE TABLE t (x int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)")
+        with pytest.raises(RuntimeError):
+            async with pool.transaction() as transaction:
+                await transaction.execute("INSERT INTO t VALUES (1)")
+                raise RuntimeError
+        with pytest.raises(TransactionUndone):
+            async with pool.transaction() as transaction:
+                await transaction.execute("INSERT INTO t VALUES (1)")
+                with pytest.raises(InvalidInput):
+                    await transaction.execute("SELECT nonsense")
+        with pytest.raises(Conflict):
+            async with pool.transaction() as transaction:
+                await transaction.execute("INSERT INTO t VALUES (1), (1)")
+        async with pool.transaction() as transaction:
+            assert await transaction.fetch_value("SELECT count(*) FROM t") == 0
+            await transaction.execute("INSERT INTO t VALUES (2)")
+        async with pool.acquire() as connection:
+            assert [row["x"] for row in await connection.fetch("SELECT x FROM t")] == [2]
+
+
+@pytest.mark.parametrize("pause", [0, 0.001, 0.003, 0.01])
+async def test_a_cancelled_transaction_leaves_nothing(
+    timescaledb: testbed.Server, database: Database, pause: float
+) -> None:
+    async with pool_of(timescaledb, database, size=2) as pool:
+        async with pool.transaction() as transaction:
+            await transaction.execute("CREATE TABLE t (x int)")
+
+        async def work() -> None:
+            async with pool.transaction() as inner:
+                await inner.execute("INSERT INTO t VALUES (1)")
+                await inner.execute("SELECT pg_sleep(30)")
+
+        task = asyncio.ensure_future(work())
+        await asyncio.sleep(pause)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert pool.in_use == 0
+        async with pool.acquire() as connection:
+            assert await connection.fetch_value("SELECT count(*) FROM t") == 0
+
+
+async def test_a_lost_answer_to_commit_is_an_unknown_outcome(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+        async with pool_of(proxy, database, statement_timeout=timedelta(seconds=0.5)) as pool:
+            with pytest.raises(OutcomeUnknown) as lost:
+                async with pool.transaction() as transaction:
+                    await transaction.execute("CREATE TABLE t AS SELECT 1 AS x")
+                    proxy.black_hole()
+            assert lost.value.outcome_unknown
+            proxy.heal()
+            async with pool.acquire() as connection:  # it did take effect, as it happens
+                assert await connection.fetch_value("SELECT x FROM t") == 1
+            with pytest.raises(BackendError) as known:
+                async with pool.transaction() as transaction:
+                    proxy.black_hole()
+                    await transaction.execute("SELECT 1")
+            assert not known.value.outcome_unknown, "nothing takes effect before its COMMIT"
+
+
+async def test_a_deadlock_is_told_as_worth_another_try(timescaledb: testbed.Server, database: Database) -> None:
+    async with pool_of(timescaledb, database) as pool:
+        async with pool.transaction() as setup:
+            await setup.execute("CREATE TABLE t AS SELECT generate_series(1, 2) AS x")
+        both = asyncio.Barrier(2)
+
+        async def lock(first: int, second: int) -> None:
+            async with pool.transaction() as transaction:
+                await transaction.execute("UPDATE t SET x = x WHERE x = $1", first)
+                await both.wait()
+                await transaction.execute("UPDATE t SET x = x WHERE x = $1", second)
+
+        outcomes = await asyncio.gather(lock(1, 2), lock(2, 1), return_exceptions=True)
+        (error,) = [outcome for outcome in outcomes if outcome is not None]
+        assert isinstance(error, Contention)
+        assert (error.retryable, error.outcome_unknown) == (True, False)
+
+
+async def test_errors_never_quote_a_value(timescaledb: testbed.Server, database: Database) -> None:
+    async with pool_of(timescaledb, database) as pool, pool.acquire() as connection:
+        await connection.execute("CREATE TABLE t (x text PRIMARY KEY, n int CHECK (n > 0))")
+        await connection.execute("INSERT INTO t VALUES ('hunter2', 1)")
+        for statement, arguments, kind in (
+            ("INSERT INTO t VALUES ('hunter2', 1)", (), Conflict),
+            ("SELECT 'hunter2'::int", (), InvalidInput),
+            ("INSERT INTO t VALUES ('hunter2', -1)", (), Conflict),
+            ("SELECT pg_read_file('hunter2')", (), PermissionDenied),
+        ):
+            with pytest.raises(kind) as refused:
+                await connection.execute(statement, *arguments)
+            assert "hunter2" not in str(refused.value)
+
+
+# Behind a transaction pooler
+
+
+async def test_behind_a_transaction_pooler_a_session_is_refused_and_a_transaction_works(
+    timescaledb: testbed.Server, database: Database
+) -> None:
+    async with pool_of(timescaledb, database, transaction_pooler=True) as pool:
+        with pytest.raises(Unsupported, match="transaction"):
+            async with pool.acquire():
+                pass
+        async with pool.transaction() as transaction:
+            assert await transaction.fetch_value("SELECT count(*) FROM pg_prepared_statements WHERE NOT from_sql") <= 1
+        await pool.check()
