@@ -100,6 +100,7 @@ class PostgresPool(Provider):
         self._lent: set[Connection] = set()
         self._metrics = PoolMetrics(self, project=project, name=f"{self.address.host}/{self.address.database}")
         self._turned_over_at = 0.0
+        self._doubted_at = 0.0
         self._all_back: asyncio.Event | None = None
 
     @property
@@ -199,7 +200,8 @@ class PostgresPool(Provider):
         if connection.is_closed or connection.made_at < self._turned_over_at or self._is_old(connection):
             connection.terminate()
             return False
-        if _now() - connection.used_at < self.options.look_after.total_seconds():
+        lay = _now() - connection.used_at
+        if lay < self.options.look_after.total_seconds() and connection.used_at > self._doubted_at:
             return True
         try:
             async with connection.internal(min(_LEAVE_SECONDS, self.options.connect_timeout.total_seconds())) as driver:
@@ -266,6 +268,8 @@ class PostgresPool(Provider):
         try:
             if connection.turned_over:
                 self._turned_over_at = _now()
+            if connection.was_lost:
+                self._doubted_at = _now()
             if not connection.take_back(_now()) or self.state != "open":
                 connection.terminate()
             elif not connection.is_closed and (connection.in_transaction or (reset and connection.touched)):

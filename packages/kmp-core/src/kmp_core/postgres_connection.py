@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kmp_core.deadlines import Timeout, deadline, within
 from kmp_core.errors import BackendError, DeadlineExceeded, LifecycleError
 from kmp_core.plugins import extra
-from kmp_core.postgres_errors import BACKEND, ERRORS, is_answer, turns_pool_over
+from kmp_core.postgres_errors import BACKEND, ERRORS, is_answer, took_no_effect, turns_pool_over
 
 with extra("asyncpg", install="kmp-core[postgres]"):
     import asyncpg
@@ -37,6 +37,7 @@ class Connection:
         self.used_at = made_at
         self.touched = False
         self.turned_over = False
+        self.was_lost = False
 
     @property
     def is_closed(self) -> bool:
@@ -164,7 +165,7 @@ class Connection:
             self._after(error)
             translated = ERRORS.translate(error) if isinstance(error, Exception) else None
             if isinstance(translated or error, BackendError):
-                self._tell_outcome(translated or error, protected, answered=is_answer(error))
+                self._tell_outcome(translated or error, protected, answered=took_no_effect(error))
             if translated is None:
                 raise
             raise translated from error
@@ -175,6 +176,7 @@ class Connection:
         if not is_answer(error):
             # Whatever is still on the wire belongs to nobody any more.
             self._driver.terminate()
+            self.was_lost = self.was_lost or isinstance(error, Exception)
         self.turned_over = self.turned_over or turns_pool_over(error)
 
     @staticmethod

@@ -27,7 +27,7 @@ from kmp_core.plugins import extra
 with extra("asyncpg", install="kmp-core[postgres]"):
     import asyncpg
 
-__all__ = ["BACKEND", "ERRORS", "Contention", "is_answer", "loses_connection", "turns_pool_over"]
+__all__ = ["BACKEND", "ERRORS", "Contention", "is_answer", "loses_connection", "took_no_effect", "turns_pool_over"]
 
 BACKEND = "postgresql"
 
@@ -44,6 +44,11 @@ class Contention(BackendError):
 def is_answer(error: BaseException) -> bool:
     """Whether the server itself answered with this error and goes on listening to the same connection."""
     return isinstance(error, asyncpg.PostgresError) and not loses_connection(error)
+
+
+def took_no_effect(error: BaseException) -> bool:
+    """Whether the server said that the statement failed, so that nobody needs to wonder."""
+    return is_answer(error) or getattr(error, "sqlstate", None) == _READ_ONLY
 
 
 def loses_connection(error: BaseException) -> bool:
