@@ -176,6 +176,7 @@ async def test_no_answer_ever_reaches_the_wrong_caller(
 ) -> None:
     chance = random.Random(7)
     cancelled = between = 0
+    interrupted: set[int] = set()
     with proxies.before(timescaledb) as proxy:
         async with pool_of(proxy, database, size=20, acquire_timeout=timedelta(seconds=60)) as pool:
             proxy.slow(10, jitter=10)
@@ -183,10 +184,13 @@ async def test_no_answer_ever_reaches_the_wrong_caller(
             async def ask(number: int) -> None:
                 nonlocal cancelled, between
                 sent = False
+                process = 0
 
                 async def question() -> int:
-                    nonlocal sent
+                    nonlocal sent, process
                     async with pool.acquire(reset=False) as connection:
+                        process = connection.server_process
+                        assert process not in interrupted, "an answer to somebody else may be on the wire"
                         sent = True
                         return int(await connection.fetch_value("SELECT $1::int", number))
 
@@ -201,9 +205,11 @@ async def test_no_answer_ever_reaches_the_wrong_caller(
                     assert await task == number
                 except asyncio.CancelledError:
                     cancelled += 1
+                    interrupted.add(process)
 
             async def neighbour(number: int) -> None:
                 async with pool.acquire(reset=False) as connection:
+                    assert connection.server_process not in interrupted
                     assert await connection.fetch_value("SELECT $1::int", -number) == -number
 
             for begin in range(0, 2200, 100):
