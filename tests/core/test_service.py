@@ -176,6 +176,16 @@ async def test_a_failed_opening_leaves_open_what_the_service_asked_for_itself(km
         assert await base.use() == "base"
 
 
+async def test_a_failed_opening_leaves_open_what_others_depend_on(kmp_service, kmp_environment):
+    kmp_environment.set("KMP_TEST_SIDE_URL", "fake:side?needs=base")
+    Fake.fail["side"] = Unavailable("down")
+    async with kmp_service as service:
+        await service.get(Upper)
+        with pytest.raises(Unavailable):
+            await service.get(Side)
+        assert "close base" not in Fake.log
+
+
 async def test_an_error_while_rolling_back_does_not_hide_why_opening_failed(kmp_service):
     class Clumsy(Fake):
         async def _close(self) -> None:
