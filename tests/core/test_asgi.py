@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from kmp_core.asgi import Authentication, Inbound, Require, require
-from kmp_core.authority import DevelopmentAuthority
+from kmp_core.asgi.problems import ASGIApp, Message, Receive, Scope, Send
 from kmp_core.errors import InvalidInput, KmpError, Unauthenticated, Unavailable
-from kmp_core.principal import Principal, acting_as, caller, current_caller
-from kmp_core.problems import ASGIApp, Message, Receive, Scope, Send
+from kmp_core.tokens.authority import DevelopmentAuthority
+from kmp_core.tokens.principal import Principal, acting_as, caller, current_caller
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"

@@ -449,7 +449,7 @@ async def test_a_task_for_a_service_that_is_not_open_is_refused_without_a_warnin
 
 
 async def test_an_optional_capability_degrades_and_comes_back_without_a_restart(kmp_service, monkeypatch):
-    monkeypatch.setattr("kmp_core.service_life._OPTIONAL_PAUSE", 0.0)
+    monkeypatch.setattr("kmp_core.service.life._OPTIONAL_PAUSE", 0.0)
     Fake.fail["side"] = Unavailable("away")
     async with kmp_service as service:
         assert await service.optional(Side) is None

@@ -182,8 +182,8 @@ def test_a_close_that_nobody_can_cancel_does_not_keep_the_process(start, runner)
 def test_a_task_that_hears_no_cancellation_does_not_keep_a_program_that_is_done(start):
     process = start(
         """
-        import kmp_core.program
-        kmp_core.program._LAST_SECONDS = 0.3
+        import kmp_core.service.program
+        kmp_core.service.program._LAST_SECONDS = 0.3
         async def deaf():
             while True:
                 try:
