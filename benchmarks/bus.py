@@ -17,8 +17,9 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from kmp_messaging import BusSettings, Event
 from kmp_messaging.embedded import SqliteBus
@@ -124,7 +125,7 @@ async def bare(directory: Path | None, events: Sequence[Departed]) -> None:
     connection.close()
 
 
-Contender = Callable[[Path | None, Sequence[Departed]], Awaitable[None]]
+Contender = Callable[[Path | None, Sequence[Departed]], Coroutine[Any, Any, None]]
 CONTENDERS: dict[str, Contender] = {
     "bare SQLite": bare,
     "bus, handler of events": bus_single,

@@ -20,10 +20,10 @@ from typing import Any, get_args
 
 import jwt
 
-from kmp_core import jws
-from kmp_core.authority import DevelopmentAuthority
-from kmp_core.jwk import VerificationKey
-from kmp_core.signing import Algorithm
+from kmp_core.tokens import jws
+from kmp_core.tokens.authority import DevelopmentAuthority
+from kmp_core.tokens.jwk import VerificationKey
+from kmp_core.tokens.signing import Algorithm
 
 TOKENS = 50  # a turn is shorter than the scheduler's, so that the median is of undisturbed ones
 BUDGETS = {"RS256": 1.6, "ES256": 1.2, "EdDSA": 1.15}

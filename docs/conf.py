@@ -56,7 +56,7 @@ def write_reference(directory: Path) -> None:
         listed = "\n".join(module for module in modules if module != package)
         for module in modules:
             # What a package re-exports is described where it is defined.
-            options = ":no-members:" if module == package or "testing" in module.split(".")[-1:] else ":members:"
+            options = ":no-members:" if hasattr(importlib.import_module(module), "__path__") else ":members:"
             text = f"# `{module}`\n\n```{{eval-rst}}\n.. automodule:: {module}\n   {options}\n```\n"
             if module == package:
                 text += f"\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n"

@@ -18,8 +18,8 @@ import kmp_core
 from kmp_core import Service
 from kmp_core.asgi import Inbound, require
 from kmp_core.logs import get_logger
-from kmp_core.principal import Principal
 from kmp_core.tokens import StaticKeysVerifier
+from kmp_core.tokens.principal import Principal
 from kmp_messaging import EventBus
 from kmp_storage import Bucket, Cache, GraphStore, TimeSeriesStore
 from kmp_storage.cache import TypedCache

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from kmp_core.authority import DevelopmentAuthority
-from kmp_core.authority_app import authority_app
+from kmp_core.tokens.authority import DevelopmentAuthority
+from kmp_core.tokens.authority_app import authority_app
 from skyline.options import Options
 from skyline.state import State, write_private
 

@@ -12,9 +12,9 @@ from skyline.figures import ORIGINS, Attempt, Figures, GivenUp, Place, Result, R
 __all__ = ["render"]
 
 REFUSERS = {
-    "token": "no token was given",
-    "service": "the service refused",
-    "guard": "the SDK's guard refused",
+    "token": "the authority: no token",
+    "service": "the service",
+    "guard": "the SDK's guard",
 }
 
 
@@ -184,7 +184,7 @@ svg .stop { fill: #1d2a30 } svg .way { fill: none; stroke: #1d2a30; stroke-width
 .codes { font: 14px/1.9 ui-monospace, monospace; word-spacing: 4px } abbr { text-decoration: none }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 14px }
 th { text-align: left; color: var(--soft); font-weight: 500 }
-th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere }
+th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: break-word }
 tr:last-child td { border-bottom: 0 }
 """
 

@@ -23,7 +23,7 @@ from kmp_core import InvalidInput, KmpError, Service, deadline
 from kmp_core.errors import AccessDenied
 from kmp_core.http import ClientCredentials
 from kmp_core.logs import get_logger
-from kmp_core.signing import SigningKey
+from kmp_core.tokens.signing import SigningKey
 from kmp_messaging.embedded import SqliteBus
 from kmp_storage import Bucket
 from kmp_storage.embedded.bucket import FileBucket

@@ -27,11 +27,11 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from kmp_core.asgi import Inbound, Require, require
-from kmp_core.authority import DevelopmentAuthority
+from kmp_core.asgi.overload import OverloadSettings
 from kmp_core.deadlines import remaining
-from kmp_core.overload import OverloadSettings
-from kmp_core.principal import Principal, caller
 from kmp_core.tokens import StaticKeysVerifier
+from kmp_core.tokens.authority import DevelopmentAuthority
+from kmp_core.tokens.principal import Principal, caller
 
 COUNTS: dict[str, int] = {}
 

@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from kmp_core.asgi import Authentication, Inbound, Require, require
-from kmp_core.authority import DevelopmentAuthority
+from kmp_core.asgi.problems import ASGIApp, Message, Receive, Scope, Send
 from kmp_core.errors import InvalidInput, KmpError, Unauthenticated, Unavailable
-from kmp_core.principal import Principal, acting_as, caller, current_caller
-from kmp_core.problems import ASGIApp, Message, Receive, Scope, Send
+from kmp_core.tokens.authority import DevelopmentAuthority
+from kmp_core.tokens.principal import Principal, acting_as, caller, current_caller
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -99,7 +99,7 @@ def test_expired_foreign_and_other_audiences_tokens_get_the_same_answer(
         bearer(authority, audience="tower"),
         bearer(authority, claims={"iss": "http://localhost:1"}),
         bearer(stranger),
-        {"authorization": bearer(authority)["authorization"][:-2] + "AA"},
+        {"authorization": bearer(authority)["authorization"][:-20] + "A" * 20},
     ]
     answers = [get(f"{url}/whoami", headers) for headers in refusals]
     for answer in answers:
@@ -256,6 +256,34 @@ async def test_websocket_of_another_project_is_refused(authority: DevelopmentAut
     connect = {"type": "websocket.connect"}
     assert await talk(app, websocket(bearer(authority)), connect) == [{"type": "websocket.close", "code": 1008}]
     assert (await talk(app, websocket(bearer(authority, "harbour")), connect))[0]["type"] == "websocket.accept"
+
+
+async def test_answer_that_has_begun_is_not_answered_again(authority: DevelopmentAuthority) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise Unavailable("the backend went away")
+
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    served = Inbound(app, verifier=authority.verifier(audience="delays"))
+    with pytest.raises(Unavailable):
+        await served(request("/", bearer(authority)), receive, send)
+    assert [message["type"] for message in sent] == ["http.response.start"]
+
+
+async def test_error_of_ours_that_escapes_has_a_status(authority: DevelopmentAuthority) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise Unavailable("the backend went away: password=hunter2")
+
+    answer = await talk(Inbound(app, verifier=authority.verifier(audience="delays")), request("/", bearer(authority)))
+    assert answer[0]["status"] == 503
+    assert b"hunter2" not in answer[1]["body"]
 
 
 async def test_lifespan_passes_through(authority: DevelopmentAuthority) -> None:

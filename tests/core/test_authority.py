@@ -10,10 +10,10 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from kmp_core import jws
-from kmp_core.authority import Credential, DevelopmentAuthority
-from kmp_core.authority_app import authority_app
 from kmp_core.errors import ConfigurationError, InvalidInput, PermissionDenied, Unauthenticated
+from kmp_core.tokens import jws
+from kmp_core.tokens.authority import Credential, DevelopmentAuthority
+from kmp_core.tokens.authority_app import authority_app
 
 FORM = {"grant_type": "client_credentials"}
 

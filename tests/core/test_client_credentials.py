@@ -11,7 +11,6 @@ from urllib.parse import parse_qs
 import httpx
 import pytest
 
-from kmp_core import client_credentials
 from kmp_core.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -23,7 +22,7 @@ from kmp_core.errors import (
     Unavailable,
 )
 from kmp_core.http import ClientCredentials, client
-from kmp_core.tokens import ForgetfulTokenSource, StaticKeysVerifier
+from kmp_core.tokens import ForgetfulTokenSource, StaticKeysVerifier, client_credentials
 
 
 @pytest.fixture(scope="module")

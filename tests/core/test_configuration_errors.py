@@ -14,7 +14,7 @@ import kmp_core
 import kmp_messaging
 import kmp_storage
 from kmp_core.settings import Settings
-from kmp_core.settings_catalogue import installed_classes
+from kmp_core.settings.catalogue import installed_classes
 
 SECRET = "correct-horse-battery"
 

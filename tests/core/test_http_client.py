@@ -13,7 +13,6 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from kmp_core.authority import DevelopmentAuthority
 from kmp_core.deadlines import deadline
 from kmp_core.errors import (
     BreakerOpen,
@@ -28,6 +27,7 @@ from kmp_core.errors import (
 )
 from kmp_core.http import ServiceClient, client
 from kmp_core.retries import Policy, Retries
+from kmp_core.tokens.authority import DevelopmentAuthority
 
 
 class Tokens:

@@ -18,9 +18,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from kmp_core.asgi import Inbound, require
-from kmp_core.authority import DevelopmentAuthority
 from kmp_core.errors import Unauthenticated
 from kmp_core.http import client
+from kmp_core.tokens.authority import DevelopmentAuthority
 
 
 class Tokens:

@@ -12,10 +12,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from kmp_core import jws
 from kmp_core.errors import InvalidInput, Unauthenticated
-from kmp_core.signing import SigningKey
-from kmp_core.strict_json import decode_base64url, encode_base64url
+from kmp_core.tokens import jws
+from kmp_core.tokens.signing import SigningKey
+from kmp_core.tokens.strict_json import decode_base64url, encode_base64url
 
 JOE = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"  # RFC 7515, A.1
 A1_KEY = {

@@ -8,8 +8,8 @@ import os
 import pytest
 
 from kmp_core.errors import ConfigurationError
-from kmp_core.manifest import find_manifest, read_manifest
-from kmp_core.settings_files import MAX_BYTES
+from kmp_core.settings.files import MAX_BYTES
+from kmp_core.settings.manifest import find_manifest, read_manifest
 
 
 def fault_of(path):

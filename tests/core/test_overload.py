@@ -13,13 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
-from kmp_core.authority import DevelopmentAuthority
+from kmp_core.asgi.fairness import FairQueue
+from kmp_core.asgi.overload import Overload, OverloadSettings, caller_key
+from kmp_core.asgi.problems import Message, Receive, Scope, Send
 from kmp_core.deadlines import deadline
 from kmp_core.errors import ConfigurationError, DeadlineExceeded, InvalidInput, Overloaded
-from kmp_core.fairness import FairQueue
-from kmp_core.overload import Overload, OverloadSettings, caller_key
-from kmp_core.principal import acting_as
-from kmp_core.problems import Message, Receive, Scope, Send
+from kmp_core.tokens.authority import DevelopmentAuthority
+from kmp_core.tokens.principal import acting_as
 
 FOREVER = 60.0
 

@@ -149,14 +149,12 @@ def test_two_plugins_of_one_name_are_an_error_that_names_both_distributions(inst
 
 def test_a_distribution_that_lies_on_the_path_twice_is_no_conflict(install, tmp_path, monkeypatch):
     install("acme-good", "acme_good", GOOD, good="acme_good:Good")
-    twin = tmp_path / "twin"
-    twin.mkdir()
-    (tmp_path / "acme_good-1.0.dist-info").rename(twin / "acme_good-0.9.dist-info")
-    (tmp_path / "acme_good-1.0.dist-info").mkdir()
+    twin = tmp_path / "twin" / "acme_good-0.9.dist-info"
+    twin.mkdir(parents=True)
     for name in ("METADATA", "entry_points.txt"):
-        text = (twin / "acme_good-0.9.dist-info" / name).read_text()
-        (tmp_path / "acme_good-1.0.dist-info" / name).write_text(text)
-    monkeypatch.syspath_prepend(str(twin))
+        text = (tmp_path / "acme_good-1.0.dist-info" / name).read_text()
+        (twin / name).write_text(text.replace("1.0", "0.9"))
+    monkeypatch.syspath_prepend(str(twin.parent))
     assert plugins.find(SPEC, "good:").__name__ == "Good"
 
 

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 from kmp_core.errors import ConfigurationError, InvalidInput, NotFound, PermissionDenied, Unavailable
 from kmp_core.secrets import Secret
-from kmp_core.secrets_embedded import EnvironmentSecrets, MountedSecrets, SecretsSettings
-from kmp_core.secrets_testing import SecretStoreContract
+from kmp_core.secrets.embedded import EnvironmentSecrets, MountedSecrets, SecretsSettings
+from kmp_core.secrets.testing import SecretStoreContract
 from kmp_core.testing import ManualClock
 
 QUICK = SecretsSettings.load(poll_interval="10ms", settle_time=0)

@@ -176,6 +176,16 @@ async def test_a_failed_opening_leaves_open_what_the_service_asked_for_itself(km
         assert await base.use() == "base"
 
 
+async def test_a_failed_opening_leaves_open_what_others_depend_on(kmp_service, kmp_environment):
+    kmp_environment.set("KMP_TEST_SIDE_URL", "fake:side?needs=base")
+    Fake.fail["side"] = Unavailable("down")
+    async with kmp_service as service:
+        await service.get(Upper)
+        with pytest.raises(Unavailable):
+            await service.get(Side)
+        assert "close base" not in Fake.log
+
+
 async def test_an_error_while_rolling_back_does_not_hide_why_opening_failed(kmp_service):
     class Clumsy(Fake):
         async def _close(self) -> None:
@@ -439,7 +449,7 @@ async def test_a_task_for_a_service_that_is_not_open_is_refused_without_a_warnin
 
 
 async def test_an_optional_capability_degrades_and_comes_back_without_a_restart(kmp_service, monkeypatch):
-    monkeypatch.setattr("kmp_core.service_life._OPTIONAL_PAUSE", 0.0)
+    monkeypatch.setattr("kmp_core.service.life._OPTIONAL_PAUSE", 0.0)
     Fake.fail["side"] = Unavailable("away")
     async with kmp_service as service:
         assert await service.optional(Side) is None

@@ -179,6 +179,28 @@ def test_a_close_that_nobody_can_cancel_does_not_keep_the_process(start, runner)
     assert code == 75
 
 
+def test_a_task_that_hears_no_cancellation_does_not_keep_a_program_that_is_done(start):
+    process = start(
+        """
+        import kmp_core.service.program
+        kmp_core.service.program._LAST_SECONDS = 0.3
+        async def deaf():
+            while True:
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    pass
+        async def main():
+            main.task = asyncio.create_task(deaf())
+            await asyncio.sleep(0)
+        kmp_core.run(main)
+        """
+    )
+    code, _, err = end(process)
+    assert code == 75
+    assert "work that hangs" in err
+
+
 def test_work_left_over_at_the_drain_is_told_by_the_exit_code(start):
     process = start(
         """

@@ -14,11 +14,11 @@ from pydantic import ByteSize, Field, SecretStr, field_validator, model_validato
 
 from kmp_core.deadlines import Duration
 from kmp_core.errors import ConfigurationError, Fault, InvalidInput
-from kmp_core.service_settings import ServiceSettings
+from kmp_core.service.settings import ServiceSettings
 from kmp_core.settings import Settings, load_all
-from kmp_core.settings_catalogue import installed_classes
-from kmp_core.settings_sources import Sources
-from kmp_core.settings_url import ConnectionUrl, redact_url
+from kmp_core.settings.catalogue import installed_classes
+from kmp_core.settings.sources import Sources
+from kmp_core.settings.url import ConnectionUrl, redact_url
 
 
 class Color(Enum):

@@ -13,8 +13,8 @@ from pydantic import ByteSize, Field, SecretStr, field_validator
 from kmp_core.deadlines import Duration
 from kmp_core.errors import ConfigurationError
 from kmp_core.settings import Settings
-from kmp_core.settings_sources import Sources
-from kmp_core.settings_url import ConnectionUrl
+from kmp_core.settings.sources import Sources
+from kmp_core.settings.url import ConnectionUrl
 
 MARK = "s3cr3t-m4rk"
 

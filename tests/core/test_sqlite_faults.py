@@ -48,7 +48,7 @@ def mounted(directory: Path, *options: str) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        subprocess.run(["umount", str(directory)], check=True)
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)  # also after a test that failed half-way
 
 
 async def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path):

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kmp_core.authority import DevelopmentAuthority
 from kmp_core.errors import ConfigurationError, InvalidInput, Unauthenticated
-from kmp_core.signing import SigningKey
-from kmp_core.strict_json import encode_base64url
 from kmp_core.tokens import ForgetfulTokenSource, StaticKeysVerifier, TokenVerifier
+from kmp_core.tokens.authority import DevelopmentAuthority
+from kmp_core.tokens.signing import SigningKey
+from kmp_core.tokens.strict_json import encode_base64url
 
 ISSUER = "https://auth.example"
 NOW = 1_800_000_000.0

@@ -262,4 +262,6 @@ def test_services_end_when_their_launcher_is_killed(skyline: Callable[..., Any])
     run.process.kill()
     run.process.wait()
     _, alive = psutil.wait_procs(children, timeout=60)
+    for process in alive:
+        process.kill()
     assert alive == []

@@ -22,10 +22,9 @@ from kmp_core.errors import (
     Unavailable,
     Unsupported,
 )
-from kmp_core.program import run
 from kmp_core.project import Environment, Project, ServiceName
 from kmp_core.resource import Intake, Provider, Resource
-from kmp_core.service import Service
+from kmp_core.service import Service, run
 
 __all__ = [
     "Capability",

@@ -31,21 +31,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(arguments: argparse.Namespace) -> int:
-    from kmp_core import settings_render, settings_report
-    from kmp_core.settings_sources import Sources
+    from kmp_core.settings import render
+    from kmp_core.settings.report import report as collect
+    from kmp_core.settings.sources import Sources
 
     # The reference page is the same on every machine.
     sources = Sources(()) if arguments.markdown else Sources.read(environment=arguments.environment)
-    report = settings_report.report(sources).under(arguments.prefix)
+    report = collect(sources).under(arguments.prefix)
     if not report.sections:
         sys.stderr.write(f"No setting begins with {arguments.prefix!r}; for example storage.cache\n")
         return 2
     if arguments.json:
-        text = settings_render.as_json(report)
+        text = render.as_json(report)
     elif arguments.markdown:
-        text = settings_render.as_markdown(report)
+        text = render.as_markdown(report)
     else:
-        text = settings_render.as_table(report, shutil.get_terminal_size((120, 24)).columns)
+        text = render.as_table(report, shutil.get_terminal_size((120, 24)).columns)
     sys.stdout.write(text.rstrip("\n") + "\n")
     sys.stdout.flush()
     if report.faults:

@@ -1,4 +1,4 @@
-"""What a service can ask for: a capability is a protocol with a name, and providers answer to it by the URL's scheme."""
+"""What a service can ask for: a protocol with a name, to which providers answer by the scheme of its URL."""
 
 from __future__ import annotations
 

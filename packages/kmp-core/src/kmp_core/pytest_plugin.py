@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from kmp_core.authority import DevelopmentAuthority
     from kmp_core.service import Service
     from kmp_core.testing import IsolatedEnvironment, ManualClock
+    from kmp_core.tokens.authority import DevelopmentAuthority
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,6 +59,6 @@ def kmp_authority(kmp_clock: ManualClock) -> DevelopmentAuthority:
 
     Verify with `kmp_authority.verifier(audience=…)`, which reads the same clock.
     """
-    from kmp_core.authority import DevelopmentAuthority
+    from kmp_core.tokens.authority import DevelopmentAuthority
 
     return DevelopmentAuthority(environment="test", clock=kmp_clock.time)

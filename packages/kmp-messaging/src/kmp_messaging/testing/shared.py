@@ -35,7 +35,10 @@ class SharedEventBusContract(EventBusContract):
         self, make: Make, remote: Remote, effects: Path
     ) -> None:
         async with make() as bus, Worker(remote, effects):
-            await bus.publish(*(Noted(who=f"k{n % 3}", number=n) for n in range(30)))
+            for number in range(5):  # each finds the other process idle
+                await bus.publish(Noted(who="first", number=number))
+                await until(lambda number=number: len(_done(effects)) == number + 1)  # type: ignore[misc]
+            await bus.publish(*(Noted(who=f"k{n % 3}", number=n) for n in range(5, 30)))
             await until(lambda: len(_done(effects)) == 30)
         by_key: dict[str | None, list[int]] = defaultdict(list)
         for effect in _done(effects):

@@ -1,0 +1,120 @@
+"""Run a program so that a user's mistake fills one screen and never shows a traceback, and the exit code tells.
+
+    if __name__ == "__main__":
+        kmp_core.run(main)
+
+| code | meaning |
+|---|---|
+| 0 | done, or told to leave and left in order |
+| 1 | failed: an error nobody expected, with its traceback |
+| 65 | the input or the stored data is wrong (`EX_DATAERR` of sysexits.h) |
+| 75 | a backend was away, or work was left over at the drain: starting again will help (`EX_TEMPFAIL`) |
+| 77 | not allowed (`EX_NOPERM`) |
+| 78 | the configuration is wrong (`EX_CONFIG`) |
+| 128 + n | ended at once by signal n: the second SIGTERM or SIGINT, or a SIGINT before `Service.run` |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from kmp_core.errors import AccessDenied, BackendError, ConfigurationError, Corrupt, InvalidInput, KmpError
+from kmp_core.service.signals import EXIT_TEMPORARY, end_process
+
+__all__ = ["exit_code", "run"]
+
+_LAST_SECONDS = 5.0
+_SIGINT = 130
+
+
+def run(main: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    """Run `main` to its end. Raises `SystemExit` with the code where that is not 0.
+
+    Whatever hangs at the end, a task that does not hear its cancellation or a thread of ours, is left behind after a
+    few seconds.
+    """
+    code = _run(main)
+    if code:
+        sys.exit(code)
+
+
+def _run(main: Callable[[], Coroutine[Any, Any, object]]) -> int:
+    runner = asyncio.Runner()
+    watchdog: threading.Timer | None = None
+    try:
+        code = _outcome(runner, main)
+        watchdog = threading.Timer(_LAST_SECONDS, end_process, (code or EXIT_TEMPORARY, "ended with work that hangs"))
+        watchdog.daemon = True
+        watchdog.start()
+    finally:
+        runner.close()
+    if not any(_hangs(thread) for thread in threading.enumerate()):
+        watchdog.cancel()
+    return code
+
+
+def _outcome(runner: asyncio.Runner, main: Callable[[], Coroutine[Any, Any, object]]) -> int:
+    try:
+        runner.run(main())
+    except KeyboardInterrupt:
+        return _SIGINT
+    except Exception as error:  # the last line of defence of a program
+        return _tell(error)
+    return 0
+
+
+def _hangs(thread: threading.Thread) -> bool:
+    # Python waits for these at its end, for ever if need be.
+    return not thread.daemon and thread.name.startswith(("kmp-", "asyncio_"))
+
+
+def _tell(error: Exception) -> int:
+    code = exit_code(error)
+    if code == 1:
+        # Frames without their local variables: those may be secrets.
+        traceback.print_exception(error)
+        return code
+    for one in _leaves(error):
+        print(f"{type(one).__name__}: {_text(one)}", *getattr(one, "__notes__", ()), sep="\n", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that stands for an error; a group counts as its first error that nobody expected."""
+    codes = [_code(one) for one in _leaves(error)]
+    return 1 if 1 in codes else codes[0]
+
+
+def _code(error: BaseException) -> int:
+    if isinstance(error, ConfigurationError):
+        return 78
+    if isinstance(error, InvalidInput | Corrupt):
+        return 65
+    if isinstance(error, AccessDenied):
+        return 77
+    if isinstance(error, BackendError):
+        return EXIT_TEMPORARY
+    if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+        return 78
+    return 1
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and not isinstance(error, KmpError):
+        return error.strerror or os.strerror(error.errno or 0)
+    return str(error)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _leaves(one)
+    else:
+        yield error

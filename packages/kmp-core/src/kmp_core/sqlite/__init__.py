@@ -1,0 +1,5 @@
+"""SQLite for embedded providers: durable, shared by several processes, and never in the way of the event loop."""
+
+from kmp_core.sqlite.database import Database, Synchronous, Work, database_path
+
+__all__ = ["Database", "Synchronous", "Work", "database_path"]
