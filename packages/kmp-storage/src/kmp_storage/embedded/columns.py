@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from typing import Any, NoReturn
@@ -15,9 +15,21 @@ from uuid import UUID
 from kmp_core.errors import InvalidInput
 from kmp_storage.fields import MAX_INTEGER, MIN_INTEGER, FieldType
 
-__all__ = ["SQL_TYPES", "decoder", "encode_column", "encode_value", "from_microseconds", "kept_kind", "microseconds"]
+__all__ = [
+    "ENCODERS",
+    "SQL_TYPES",
+    "Encoder",
+    "decoder",
+    "encode_column",
+    "encode_value",
+    "from_microseconds",
+    "kept_kind",
+    "microseconds",
+]
 
 Problem = tuple[str, str | None]
+Encoder = Callable[[FieldType, Sequence[Any]], Sequence[Any] | None]
+"""Whole columns at once; None, or an exception, where a value does not fit."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -51,8 +63,13 @@ def from_microseconds(value: int) -> datetime:
     return _EPOCH + timedelta(microseconds=value)
 
 
-def encode_column(field: FieldType, column: Sequence[Any], *, first_row: int = 0) -> Sequence[Any]:
-    """What SQLite keeps for these values. Raises `InvalidInput` naming row and field for one that cannot be kept."""
+def encode_column(
+    field: FieldType, column: Sequence[Any], *, first_row: int = 0, encoders: Mapping[str, Encoder] | None = None
+) -> Sequence[Any]:
+    """What SQLite, or whomever `encoders` are for, keeps for these values.
+
+    Raises `InvalidInput` naming row and field for one that cannot be kept.
+    """
     present = column
     if None in column:
         if not field.optional:
@@ -60,7 +77,7 @@ def encode_column(field: FieldType, column: Sequence[Any], *, first_row: int = 0
         present = [value for value in column if value is not None]
     encoded: Sequence[Any] | None = None
     with contextlib.suppress(TypeError, ValueError, AttributeError, OverflowError):
-        encoded = _ENCODERS[kept_kind(field)](field, present)
+        encoded = (encoders or ENCODERS)[kept_kind(field)](field, present)
     if encoded is None:
         _refuse(field, column, first_row)
     if present is column:
@@ -69,7 +86,14 @@ def encode_column(field: FieldType, column: Sequence[Any], *, first_row: int = 0
     return [None if value is None else next(values) for value in column]
 
 
-def encode_value(field: FieldType, value: Any, *, where: str | None = None, row: int | None = None) -> Any:
+def encode_value(
+    field: FieldType,
+    value: Any,
+    *,
+    where: str | None = None,
+    row: int | None = None,
+    encoders: Mapping[str, Encoder] | None = None,
+) -> Any:
     """One value, with `where` (default: the field's name) for the error. None is always taken: in a filter it is
     'is not there'."""
     if value is None:
@@ -77,7 +101,7 @@ def encode_value(field: FieldType, value: Any, *, where: str | None = None, row:
     problem = _problem(field, value)
     if problem is not None:
         raise InvalidInput(where or field.name, problem[0], example=problem[1], row=row)
-    return _encode_plain(field, [value])[0]
+    return _encode_plain(field, [value], encoders or ENCODERS)[0]
 
 
 def decoder(field: FieldType) -> Callable[[Any], Any] | None:
@@ -107,8 +131,8 @@ def _refuse(field: FieldType, column: Sequence[Any], first_row: int) -> NoReturn
     raise AssertionError(f"a column of {field.name!r} was refused, and none of its values")
 
 
-def _encode_plain(field: FieldType, values: Sequence[Any]) -> Sequence[Any]:
-    encoded = _ENCODERS[kept_kind(field)](field, values)
+def _encode_plain(field: FieldType, values: Sequence[Any], encoders: Mapping[str, Encoder]) -> Sequence[Any]:
+    encoded = encoders[kept_kind(field)](field, values)
     assert encoded is not None
     return encoded
 
@@ -167,7 +191,7 @@ def _encode_uuid(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | Non
     return [str(value) for value in values] if all(issubclass(k, UUID) for k in set(map(type, values))) else None
 
 
-_ENCODERS: dict[str, Callable[[FieldType, Sequence[Any]], Sequence[Any] | None]] = {
+ENCODERS: dict[str, Encoder] = {
     "bool": _encode_bool,
     "int": _encode_int,
     "float": _encode_float,

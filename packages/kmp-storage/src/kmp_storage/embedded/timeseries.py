@@ -31,6 +31,7 @@ from kmp_storage.embedded.timeseries_writes import delete_older, insert, insert_
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import Aggregation, TimeSeriesStore
 from kmp_storage.streams import chunked
+from kmp_storage.timeseries_calls import class_of, runs, tags_of
 from kmp_storage.values import Row
 
 __all__ = ["SqliteTimeSeriesStore", "TimeSeriesSettings"]
@@ -88,7 +89,10 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
 
     async def append(self, *measurements: Measurement, timeout: Timeout = None) -> int:
         self.ensure_open()
-        groups = [(codec, first, codec.encode(rows, first_row=first)) for codec, first, rows in _runs(measurements)]
+        groups = [
+            (codec, first, codec.encode(rows, first_row=first))
+            for codec, first, rows in ((codec_of(model), first, rows) for model, first, rows in runs(measurements))
+        ]
 
         def store(connection: sqlite3.Connection) -> int:
             new = 0
@@ -106,7 +110,7 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
         with self._telemetry.call("append_all"), Stage(self._path.parent if self._path else None) as stage:
             codec: Codec[Any] | None = None
             async for rows in chunked(measurements, self.settings.chunk_rows):
-                codec = codec or codec_of(_class_of(rows[0], 0))
+                codec = codec or codec_of(class_of(rows[0], 0))
                 await asyncio.to_thread(self._stage, stage, codec, rows)
             return 0 if codec is None else await self._move(stage, codec, timeout)
 
@@ -156,7 +160,7 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
         codec = codec_of(series)
         summary = queries.Summary(
             pairs=queries.pairs_of(codec, values),
-            by=_tags(codec, by),
+            by=tags_of(codec, by),
             every=None if every is None else every_of(every),
             zone=zone_of(zone),
             where=queries.filter_of(codec, start, end, where),
@@ -178,7 +182,7 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
     ) -> list[M]:
         self.ensure_open()
         codec = codec_of(series)
-        tags, where_ = _tags(codec, by), queries.filter_of(codec, None, None, where)
+        tags, where_ = tags_of(codec, by), queries.filter_of(codec, None, None, where)
 
         def ask(connection: sqlite3.Connection) -> list[tuple[Any, ...]]:
             stored = self._stored(connection, codec)
@@ -275,30 +279,3 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
             more = True
             while more:
                 more = await self._database.write(partial(delete_older, series=series, before=before))
-
-
-def _runs(measurements: Sequence[Measurement]) -> list[tuple[Codec[Any], int, list[Measurement]]]:
-    """Neighbours of one class together, with the position of the first, in their order."""
-    runs: list[tuple[Codec[Any], int, list[Measurement]]] = []
-    current: type[Measurement] | None = None
-    for position, measurement in enumerate(measurements):
-        if type(measurement) is not current:
-            current = _class_of(measurement, position)
-            runs.append((codec_of(current), position, []))
-        runs[-1][2].append(measurement)
-    return runs
-
-
-def _class_of(measurement: object, position: int) -> type[Measurement]:
-    if isinstance(measurement, Measurement):
-        return type(measurement)
-    hint = "; pass rows as *rows, or use append_all" if isinstance(measurement, list | tuple) else ""
-    raise InvalidInput("measurements", f"must be a Measurement, not {type(measurement).__name__}{hint}", row=position)
-
-
-def _tags(codec: Codec[Any], by: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(by, str):
-        raise InvalidInput("by", "must be a sequence of names", example=f'("{by}",)')
-    for name in by:
-        codec.field(name, "by")
-    return tuple(dict.fromkeys(by))

@@ -17,13 +17,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from kmp_core.errors import InvalidInput
 from kmp_storage.embedded.columns import from_microseconds, microseconds
 
-__all__ = ["Every", "Segment", "begin_of", "every_of", "key_expression", "segments", "zone_of"]
+__all__ = ["LONGEST_SPLIT", "Every", "Segment", "begin_of", "every_of", "key_expression", "segments", "zone_of"]
 
 _TEXT = re.compile(r"(\d{1,6})(s|m|h|d|w|month|y)", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _MICRO = 1_000_000
 _DAY = 86400 * _MICRO
-_HOUR = 3600 * _MICRO
+LONGEST_SPLIT = 3600 * _MICRO
+"""Buckets of at most this length keep the two passes of a repeated hour apart."""
 _WALL_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - what a clock on the wall shows has no zone
 _MONDAY = (date(2000, 1, 3) - date(1970, 1, 1)).days * _DAY
 _EXAMPLE = '"15m", "1h", "1d", "1w", "1month" or "1y"'
@@ -39,7 +40,7 @@ class Every:
     @property
     def splits(self) -> bool:
         """Whether the two passes of a repeated hour are kept apart."""
-        return self.unit == "clock" and self.size <= _HOUR
+        return self.unit == "clock" and self.size <= LONGEST_SPLIT
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from kmp_core.errors import InvalidInput
 from kmp_storage.embedded.columns import decoder, encode_value, microseconds
-from kmp_storage.embedded.timeseries_buckets import Every, begin_of, key_expression, segments
+from kmp_storage.embedded.timeseries_buckets import LONGEST_SPLIT, Every, begin_of, key_expression, segments
 from kmp_storage.embedded.timeseries_codec import Codec
 from kmp_storage.embedded.timeseries_schema import Series, quoted, table
 from kmp_storage.fields import did_you_mean
@@ -138,7 +138,8 @@ def _sql(codec: Codec[Any], stored: Series, summary: Summary, span: tuple[int, i
     selected, grouped = ["NULL"], []
     joined, common = f"{table(codec.series)} t", ""
     if summary.every is not None:
-        stretches = segments(summary.zone, *span)
+        # From a little before the first row, or its bucket would seem to begin with it.
+        stretches = segments(summary.zone, span[0] - LONGEST_SPLIT, span[1])
         values = ", ".join(f"({s.begin}, {s.end}, {s.offset})" for s in stretches)
         common = f"WITH segment(begin_us, end_us, offset_us) AS (VALUES {values}) "
         # CROSS JOIN fixes the order of the loops: few segments outside, an index on time inside.

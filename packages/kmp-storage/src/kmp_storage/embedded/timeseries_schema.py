@@ -16,7 +16,18 @@ from kmp_core.errors import Conflict
 from kmp_storage.embedded.columns import SQL_TYPES, kept_kind
 from kmp_storage.embedded.timeseries_codec import Codec
 
-__all__ = ["MIGRATIONS", "Series", "find", "prepare", "quoted", "table", "unique_index"]
+__all__ = [
+    "MIGRATIONS",
+    "Series",
+    "check",
+    "declared_fields",
+    "find",
+    "misfit",
+    "prepare",
+    "quoted",
+    "table",
+    "unique_index",
+]
 
 MIGRATIONS = (
     """
@@ -70,7 +81,7 @@ def find(connection: sqlite3.Connection, series: str) -> Series | None:
 def prepare(connection: sqlite3.Connection, codec: Codec[Any]) -> None:
     """Make or extend the table, under the write lock. Raises `Conflict` where the class does not fit what is stored."""
     stored = find(connection, codec.series)
-    declared = _declared(codec)
+    declared = declared_fields(codec)
     if stored is None:
         _create(connection, codec)
         _save(connection, codec, declared)
@@ -87,24 +98,25 @@ def prepare(connection: sqlite3.Connection, codec: Codec[Any]) -> None:
 def check(codec: Codec[Any], stored: Series) -> None:
     """Raise `Conflict`, with advice, where the class cannot share the table."""
     if set(codec.unique) != set(stored.unique):
-        raise _misfit(codec, f"is stored with unique={stored.unique} and declared with unique={codec.unique}")
-    declared = _declared(codec)
+        raise misfit(codec, f"is stored with unique={stored.unique} and declared with unique={codec.unique}")
+    declared = declared_fields(codec)
     for name, (kind, missing) in declared.items():
         if name not in stored.fields:
             if not missing:
                 advice = f"give it a default, or make it '{name}: ... | None'"
-                raise _misfit(codec, f"has rows without the new field {name!r}", advice)
+                raise misfit(codec, f"has rows without the new field {name!r}", advice)
         elif stored.fields[name][0] != kind:
-            raise _misfit(codec, f"keeps {name!r} as {stored.fields[name][0]}, and the class declares {kind}")
+            raise misfit(codec, f"keeps {name!r} as {stored.fields[name][0]}, and the class declares {kind}")
         elif stored.fields[name][1] and not missing:
-            raise _misfit(codec, f"may have rows without {name!r}", "give it a default, or allow None")
+            raise misfit(codec, f"may have rows without {name!r}", "give it a default, or allow None")
     for name, (_, missing) in stored.fields.items():
         if name not in declared and not missing:
             advice = f"keep it, or first release a version in which it is '{name}: ... | None'"
-            raise _misfit(codec, f"needs the field {name!r}, which the class lacks", advice)
+            raise misfit(codec, f"needs the field {name!r}, which the class lacks", advice)
 
 
-def _declared(codec: Codec[Any]) -> dict[str, tuple[str, bool]]:
+def declared_fields(codec: Codec[Any]) -> dict[str, tuple[str, bool]]:
+    """Kind, and whether a row may lack it, of each field of the class."""
     return {f.name: (kept_kind(f), f.optional or not f.required) for f in codec.fields.values()}
 
 
@@ -137,7 +149,8 @@ def _save(connection: sqlite3.Connection, codec: Codec[Any], fields: dict[str, t
     )
 
 
-def _misfit(codec: Codec[Any], problem: str, advice: str | None = None) -> Conflict:
+def misfit(codec: Codec[Any], problem: str, advice: str | None = None) -> Conflict:
+    """The error for a class that cannot share the table, with what to do."""
     advice = advice or "give the new shape a series of its own"
     return Conflict(
         f"{codec.model.__name__} does not fit what is stored: series {codec.series!r} {problem}; {advice}",

@@ -391,6 +391,15 @@ class TimeSeriesContract(ProviderContract):
         ]
         assert [(row.time, row.tags["site"], row["count_sum"]) for row in rows] == expected
 
+    @pytest.mark.parametrize(("every", "minutes"), [("15m", 15), ("1h", 60), ("6h", 360), ("1d", 1440)])
+    async def test_a_bucket_begins_with_its_unit_and_not_with_its_first_row(
+        self, make: Make, every: str, minutes: int
+    ) -> None:
+        async with make() as store:
+            await store.append(reading(minutes + 7), reading(minutes + 8))
+            (row,) = await store.aggregate(Reading, values={"value": "count"}, every=every)
+            assert (row.time, row["value_count"]) == (at(minutes), 2)
+
     async def test_a_wrong_question_is_refused(self, make: Make) -> None:
         wrong: list[dict[str, Any]] = [
             {"values": {}},
