@@ -1,0 +1,79 @@
+"""Leases in Redis without scripts: a key with an end that its owner renews, and lets go only while it is its own.
+
+What a script would do at once is a WATCH, a look and a transaction here: when the key changes in between, the
+transaction does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from kmp_core.errors import KmpError
+from kmp_storage.redis_connections import Command, Connections
+
+__all__ = ["Leases"]
+
+
+class Leases:
+    """The leases that this process holds, renewed while they are held and let go of whatever happens."""
+
+    def __init__(self, connections: Connections, *, timeout: float) -> None:
+        self._connections = connections
+        self._timeout = timeout
+        self._releasing: set[asyncio.Task[bool]] = set()
+
+    async def close(self) -> None:
+        """Wait for what is being let go."""
+        if self._releasing:
+            await asyncio.wait(self._releasing, timeout=2)
+
+    async def if_mine(self, name: bytes, owner: bytes, *commands: Command, seconds: float | None = None) -> bool:
+        """Run the commands as one transaction while the lease is the owner's; False, and nothing done, where not."""
+        async with self._connections.session(self._timeout if seconds is None else seconds) as session:
+            (holder,) = await session.watch(name, ("GET", name))
+            if holder == owner:
+                return await session.commit(*commands) is not None
+            await session.unwatch()
+            return False
+
+    @asynccontextmanager
+    async def renewing(self, name: bytes, owner: bytes, ttl: float) -> AsyncIterator[None]:
+        """Keep a lease from running out while the block runs."""
+        milliseconds = int(ttl * 1000)
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(ttl / 3)
+                # One failed renewal is not the end: there are two more before the lease runs out.
+                with contextlib.suppress(KmpError):
+                    await self.if_mine(name, owner, ("PEXPIRE", name, milliseconds), seconds=ttl / 3)
+
+        task = asyncio.create_task(renew(), name="kmp-renew-lease", context=contextvars.Context())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait((task,))
+
+    async def release(self, name: bytes, owner: bytes) -> bool:
+        """Let go, even where the caller is being cancelled or its time is over; False where it was not its own."""
+        work = self.if_mine(name, owner, ("DEL", name))
+        # An empty context: the caller's deadline, which may be over, must not stop this.
+        task = asyncio.create_task(work, context=contextvars.Context())
+        self._releasing.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
+
+    async def let_go(self, name: bytes, owner: bytes) -> None:
+        """Release on the way out of a failure; what cannot be released runs out by itself."""
+        with contextlib.suppress(KmpError):
+            await self.release(name, owner)
+
+    def _done(self, task: asyncio.Task[bool]) -> None:
+        self._releasing.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved: whoever waited may have been cancelled
