@@ -232,7 +232,10 @@ TRACES = {
         "SELECT count(*) = 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
     ),
     "listening": ("LISTEN news", "SELECT count(*) = 0 FROM pg_listening_channels()"),
-    "cursor": ("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT", "SELECT count(*) = 0 FROM pg_cursors WHERE name = 'c'"),
+    "cursor": (
+        "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT",
+        "SELECT count(*) = 0 FROM pg_cursors WHERE name = 'c'",
+    ),
     "transaction": ("BEGIN; CREATE TABLE half_done (x int)", "SELECT to_regclass('half_done') IS NULL"),
     "failed transaction": ("BEGIN; CREATE TABLE half_done (x int)", "SELECT to_regclass('half_done') IS NULL"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,7 @@ class Connection:
 
     async def stream(
         self, statement: str, *arguments: Any, chunk: int = 2000, timeout: Timeout = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         """Rows in chunks, from a cursor, with flat memory; inside a transaction only. `timeout` bounds each chunk."""
         async with self._exchange(timeout) as driver:
             cursor = await driver.cursor(statement, *arguments)
@@ -197,6 +197,11 @@ class Progress:
         """Something was done; the next step has as much time again."""
         if self._scope is not None and self._seconds is not None and not self._scope.expired():
             self._scope.reschedule(asyncio.get_running_loop().time() + self._seconds)
+
+    def pause(self) -> None:
+        """Whoever is waited for now is not the server."""
+        if self._scope is not None and not self._scope.expired():
+            self._scope.reschedule(None)
 
     @asynccontextmanager
     async def watched(self, seconds: float | None) -> AsyncIterator[None]:

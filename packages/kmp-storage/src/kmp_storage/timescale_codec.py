@@ -1,0 +1,111 @@
+"""Between a measurement class and rows for PostgreSQL's binary protocol, checked a column at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timezone
+from operator import attrgetter
+from typing import Any, TypeVar
+from uuid import UUID
+from weakref import WeakKeyDictionary
+
+from kmp_core.errors import InvalidInput
+from kmp_storage.embedded.columns import ENCODERS, Encoder, encode_column, encode_value
+from kmp_storage.embedded.timeseries_codec import Codec
+from kmp_storage.fields import FieldType
+from kmp_storage.models import Measurement
+
+__all__ = ["SQL_TYPES", "TimescaleCodec", "parameter", "timescale_codec_of"]
+
+M = TypeVar("M", bound=Measurement)
+
+SQL_TYPES = {
+    "bool": "boolean",
+    "int": "bigint",
+    "float": "double precision",
+    # Compared by code point, so that order and equality are the same on every server.
+    "str": 'text COLLATE "C"',
+    "bytes": "bytea",
+    "datetime": "timestamptz",
+    "date": "date",
+    "uuid": "uuid",
+}
+
+_zone = attrgetter("tzinfo")
+
+
+def _datetimes(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
+    if any(not issubclass(kind, datetime) for kind in set(map(type, values))):
+        return None
+    zones = set(map(_zone, values))
+    if zones <= {UTC}:
+        return values
+    if all(type(zone) is timezone for zone in zones) or all(value.utcoffset() is not None for value in values):
+        return [value.astimezone(UTC) for value in values]
+    return None
+
+
+def _dates(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
+    kinds = set(map(type, values))
+    return values if all(issubclass(k, date) and not issubclass(k, datetime) for k in kinds) else None
+
+
+def _uuids(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
+    return values if all(issubclass(kind, UUID) for kind in set(map(type, values))) else None
+
+
+_POSTGRES: Mapping[str, Encoder] = {**ENCODERS, "datetime": _datetimes, "date": _dates, "uuid": _uuids}
+
+
+class TimescaleCodec(Codec[M]):
+    """Encode and decode the rows of one class; the driver itself knows dates, times and UUIDs."""
+
+    def __init__(self, model: type[M]) -> None:
+        super().__init__(model)
+        self._decoders = [(index, f.python) for index, f in enumerate(self.fields.values()) if f.kind == "enum"]
+        self._ordered = list(self.fields.values())
+
+    def encode(self, measurements: Sequence[Measurement], *, first_row: int = 0) -> list[tuple[Any, ...]]:
+        """Rows for the driver. Raises `InvalidInput` naming row and field."""
+        try:
+            rows = list(map(self._get, measurements))
+        except AttributeError:
+            self._refuse_incomplete(measurements, first_row)
+            raise
+        columns = list(zip(*rows, strict=True))
+        changed = False
+        for index, (field, column) in enumerate(zip(self._ordered, columns, strict=False)):
+            encoded = encode_column(field, column, first_row=first_row, encoders=_POSTGRES)
+            if encoded is not column:
+                columns[index] = tuple(encoded)
+                changed = True
+        return list(zip(*columns, strict=True)) if changed else rows
+
+    def check_class(self, measurements: Sequence[object], first_row: int) -> None:
+        """Raise `InvalidInput` for the first that is of another class."""
+        if set(map(type, measurements)) == {self.model}:
+            return
+        for row, measurement in enumerate(measurements, start=first_row):
+            if type(measurement) is not self.model:
+                raise InvalidInput("series", f"a stream holds one class, {self.model.__name__}", row=row)
+
+
+def parameter(field: FieldType, value: Any, where: str) -> Any:
+    """A value to select by, as the driver takes it."""
+    return encode_value(field, value, where=where, encoders=_POSTGRES)
+
+
+_codecs: WeakKeyDictionary[type[Measurement], TimescaleCodec[Any]] = WeakKeyDictionary()
+
+
+def timescale_codec_of(model: type[M]) -> TimescaleCodec[M]:
+    """The codec of a class, made once. Raises `InvalidInput` for what is no measurement class with a series."""
+    given: object = model
+    if not isinstance(given, type) or not issubclass(given, Measurement):
+        raise InvalidInput("series", "must be a class derived from Measurement", example="Delay")
+    found = _codecs.get(model)
+    if found is None:
+        if not model.__pydantic_complete__:
+            model.model_rebuild()
+        found = _codecs[model] = TimescaleCodec(model)
+    return found

@@ -1,0 +1,122 @@
+"""The SQL of writing: COPY, rows that count once through a staging table, and rows whose time is over."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from kmp_core.deadlines import Timeout
+from kmp_core.errors import Conflict
+from kmp_core.postgres import Connection, Progress
+from kmp_storage.embedded.timeseries_schema import quoted
+from kmp_storage.timescale_codec import TimescaleCodec
+from kmp_storage.timescale_schema import Place
+
+__all__ = ["delete_older", "write"]
+
+Rows = Iterator[Sequence[Any]] | AsyncIterator[Sequence[Any]]
+
+_DELETED_AT_ONCE = 20_000
+
+
+async def write(
+    connection: Connection,
+    place: Place,
+    codec: TimescaleCodec[Any],
+    rows: Rows,
+    *,
+    first_row: int = 0,
+    progress: Progress | None = None,
+    timeout: Timeout = None,
+) -> int:
+    """Store rows and return how many were new, inside a transaction. Raises `Conflict` naming the row."""
+    if not codec.unique:
+        return await connection.copy(
+            codec.series, rows, columns=codec.columns, schema=place.schema, progress=progress, timeout=timeout
+        )
+    stage = f"_kmp_stage_{codec.series}"
+    columns = ", ".join(map(quoted, codec.columns))
+    await connection.execute(
+        f"CREATE TEMP TABLE {quoted(stage)} ON COMMIT DROP AS "  # noqa: S608 - names are allow-listed
+        f"SELECT {columns}, 0::bigint AS _kmp_row FROM {place.table(codec.series)} WITH NO DATA"
+    )
+    staged = await connection.copy(
+        stage,
+        _numbered(rows, first_row),
+        columns=(*codec.columns, "_kmp_row"),
+        schema="pg_temp",
+        progress=progress,
+        timeout=timeout,
+    )
+    tag = await connection.execute(
+        f"INSERT INTO {place.table(codec.series)} ({columns}) "  # noqa: S608 - names are allow-listed
+        f"SELECT {columns} FROM pg_temp.{quoted(stage)} ON CONFLICT ({_key(codec)}) DO NOTHING",
+        timeout=timeout,
+    )
+    new = int(tag.rpartition(" ")[2])
+    if new != staged:
+        await _refuse_other_values(connection, place, codec, stage, timeout)
+    await connection.execute(f"DROP TABLE pg_temp.{quoted(stage)}")
+    return new
+
+
+async def delete_older(connection: Connection, place: Place, series: str, before: datetime, *, chunks: bool) -> bool:
+    """Drop whole chunks, then delete a bounded number of rows older than `before`; True where more may be left."""
+    table = place.table(series)
+    if chunks:
+        await connection.execute(
+            f"SELECT {place.function('drop_chunks')}($1::regclass, older_than => $2::timestamptz)",
+            table,
+            before,
+        )
+    tag = await connection.execute(
+        f"DELETE FROM {table} AS t USING (SELECT tableoid AS part, ctid AS place FROM {table} "  # noqa: S608
+        f'WHERE "time" < $1 LIMIT {_DELETED_AT_ONCE}) AS old '
+        'WHERE t.tableoid = old.part AND t.ctid = old.place AND t."time" < $1',
+        before,
+    )
+    return int(tag.rpartition(" ")[2]) == _DELETED_AT_ONCE
+
+
+def _key(codec: TimescaleCodec[Any]) -> str:
+    return ", ".join(map(quoted, ("time", *codec.unique)))
+
+
+def _numbered(rows: Rows, first: int) -> Rows:
+    if isinstance(rows, AsyncIterator):
+        return _numbered_as_they_come(rows, first)
+    return (((*row, number)) for number, row in enumerate(rows, start=first))
+
+
+async def _numbered_as_they_come(rows: AsyncIterator[Sequence[Any]], first: int) -> AsyncIterator[Sequence[Any]]:
+    number = first
+    async for row in rows:
+        yield (*row, number)
+        number += 1
+
+
+async def _refuse_other_values(
+    connection: Connection, place: Place, codec: TimescaleCodec[Any], stage: str, timeout: Timeout
+) -> None:
+    """Some rows were there already: fine where they are the same."""
+    others = [name for name in codec.columns if name != "time" and name not in codec.unique]
+    if not others:
+        return
+    same = " AND ".join(f"t.{quoted(name)} = s.{quoted(name)}" for name in ("time", *codec.unique))
+    differs = " OR ".join(f"t.{quoted(name)} IS DISTINCT FROM s.{quoted(name)}" for name in others)
+    keys = ", ".join(f"s.{quoted(name)}" for name in ("time", *codec.unique))
+    row = await connection.fetch_row(
+        f"SELECT s._kmp_row, {keys} FROM pg_temp.{quoted(stage)} s "  # noqa: S608 - names are allow-listed
+        f"JOIN {place.table(codec.series)} t ON {same} WHERE {differs} ORDER BY s._kmp_row LIMIT 1",
+        timeout=timeout,
+    )
+    if row is None:
+        return
+    number, time, *values = tuple(row)
+    key = ", ".join(f"{name}={value!r}" for name, value in zip(codec.unique, values, strict=True))
+    raise Conflict(
+        f"row {number}: series {codec.series!r} has a row for {time.isoformat()}, {key} already, with other values; "
+        "nothing was written",
+        key=f"{time.isoformat()}, {key}",
+    )
