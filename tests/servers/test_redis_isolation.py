@@ -1,0 +1,262 @@
+"""The server itself keeps a project's user inside its own keys and channels, and the cache works as that user.
+
+What is tried here is tried with a bare connection of the driver: no code of ours stands between it and the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import redis.asyncio
+from redis.exceptions import AuthenticationError, NoPermissionError
+
+import testbed
+from kmp_core.errors import (
+    ConfigurationError,
+    Conflict,
+    InvalidInput,
+    LifecycleError,
+    PermissionDenied,
+    Unauthenticated,
+)
+from kmp_core.secrets import Secret
+from kmp_storage.redis import RedisCache
+from kmp_storage.redis_admin import RedisAdmin
+
+FOREIGN = ["acme2:v:{.key}", "acme2", "acme", "acm:v:{.key}", "other"]
+
+FOREIGN_KEYS = [
+    command.format(key=key)
+    for key in FOREIGN
+    for command in (
+        "GET {key}",
+        "MGET acme:v:{{.key}} {key}",
+        "SET {key} mine",
+        "DEL {key}",
+        "UNLINK {key}",
+        "EXISTS {key}",
+        "PTTL {key}",
+        "PEXPIRE {key} 1",
+        "INCRBY {key} 1",
+        "WATCH {key}",
+    )
+]
+FOREIGN_CHANNELS = ["PUBLISH acme2:changed key", "PUBLISH acme key", "SUBSCRIBE acme2:changed", "SUBSCRIBE acme*"]
+WHOLE_SERVER = [
+    "SCAN 0",
+    "KEYS *",
+    "KEYS acme:*",
+    "EVAL return(1) 0",
+    "EVAL_RO return(1) 0",
+    "EVALSHA 0 0",
+    "FCALL f 0",
+    "RANDOMKEY",
+    "DBSIZE",
+    "SCRIPT LOAD return(1)",
+    "SCRIPT FLUSH",
+    "FUNCTION LIST",
+    "FUNCTION STATS",
+    "CONFIG GET *",
+    "CONFIG SET maxmemory 0",
+    "SELECT 1",
+    "CLIENT TRACKING ON BCAST",
+    "CLIENT LIST",
+    "CLIENT INFO",
+    "CLIENT NO-EVICT on",
+    "ACL LIST",
+    "ACL WHOAMI",
+    "INFO",
+    "ROLE",
+    "TIME",
+    "LASTSAVE",
+    "SLOWLOG GET",
+    "LATENCY LATEST",
+    "MEMORY STATS",
+    "PUBSUB CHANNELS",
+    "PUBSUB NUMSUB acme2:changed",
+    "PSUBSCRIBE *",
+    "OBJECT ENCODING acme:v:{.key}",
+    "COPY acme:v:{.key} acme:v:{.other}",
+    "SORT acme:v:{.key} BY acme2:* GET acme2:*",
+    "COMMAND COUNT",
+    "CLUSTER INFO",
+    "WAIT 0 0",
+]
+DESTRUCTIVE = ["FLUSHDB", "FLUSHALL", "SWAPDB 0 1", "MONITOR", "SHUTDOWN NOSAVE", "REPLICAOF NO ONE"]
+
+
+def administrator_of(server: testbed.Server) -> str:
+    return f"redis://default:{server.password}@{server.address}"
+
+
+@pytest.fixture
+async def admin(redis_server: testbed.Server) -> AsyncIterator[RedisAdmin]:
+    async with RedisAdmin(administrator_of(redis_server)) as admin:
+        yield admin
+        for project in ("acme", "acme2"):
+            await admin.deprovision(project, force=True)
+
+
+async def client_of(server: testbed.Server, project: str, password: Secret | None) -> redis.asyncio.Redis:
+    assert password is not None
+    return redis.asyncio.Redis(
+        port=server.port, username=project, password=password.reveal(), protocol=3, socket_timeout=1
+    )
+
+
+async def allowed(client: redis.asyncio.Redis, commands: list[str]) -> list[str]:
+    """The commands that the server did not refuse for want of rights, each tried on a connection of its own."""
+    found = []
+    for command in commands:
+        connection = await client.connection_pool.get_connection()
+        try:
+            await connection.send_command(*command.split())
+            await connection.read_response(timeout=5, push_request=True)
+            found.append(command)
+        except NoPermissionError:
+            continue
+        except redis.asyncio.RedisError as error:
+            found.append(f"{command}: {error}")
+        finally:
+            await connection.disconnect()
+            await client.connection_pool.release(connection)
+    return found
+
+
+@pytest.fixture
+async def raw(admin: RedisAdmin, redis_server: testbed.Server) -> AsyncIterator[redis.asyncio.Redis]:
+    password = await admin.provision("acme")
+    await admin.provision("acme2")
+    async with await client_of(redis_server, "acme", password) as client:
+        yield client
+
+
+async def test_the_server_refuses_foreign_keys(raw: redis.asyncio.Redis) -> None:
+    assert await allowed(raw, FOREIGN_KEYS) == []
+
+
+async def test_the_server_refuses_foreign_channels(raw: redis.asyncio.Redis) -> None:
+    assert await allowed(raw, FOREIGN_CHANNELS) == []
+
+
+async def test_the_server_refuses_what_shows_or_harms_the_whole(raw: redis.asyncio.Redis) -> None:
+    assert await allowed(raw, WHOLE_SERVER + DESTRUCTIVE) == []
+
+
+async def test_without_the_guard_the_same_commands_are_allowed(
+    raw: redis.asyncio.Redis, redis_server: testbed.Server
+) -> None:
+    commands = FOREIGN_KEYS + FOREIGN_CHANNELS + WHOLE_SERVER
+    async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
+        await root.execute_command("ACL", "SETUSER", "acme", "+@all", "allkeys", "allchannels")
+        assert len(await allowed(raw, commands)) == len(commands)
+        await root.execute_command("DEL", *FOREIGN)
+
+
+async def test_a_transaction_with_a_foreign_key_does_nothing(raw: redis.asyncio.Redis) -> None:
+    async with raw.pipeline(transaction=True) as pipeline:
+        pipeline.set("acme:v:{.key}", "mine")
+        pipeline.set("acme2:v:{.key}", "mine")
+        with pytest.raises(NoPermissionError):
+            await pipeline.execute()
+    assert await raw.get("acme:v:{.key}") is None
+
+
+async def test_the_cache_of_a_neighbour_is_refused_by_the_server(
+    admin: RedisAdmin, redis_server: testbed.Server
+) -> None:
+    password = await admin.provision("acme")
+    await admin.provision("acme2")
+    assert password is not None
+    url = f"redis://acme:{password.reveal()}@{redis_server.address}"
+    # As if the cache were mistaken about whose it is: the server knows better.
+    async with RedisCache(url, project="acme2") as cache:
+        for call in (cache.get("key"), cache.set("key", b"1"), cache.delete("key"), cache.increment("key")):
+            with pytest.raises(PermissionDenied):
+                await call
+        with pytest.raises(PermissionDenied):
+            async with cache.lock("job"):
+                raise AssertionError("a lock of the neighbour's")
+
+
+async def test_a_wrong_password_is_no_outage(admin: RedisAdmin, redis_server: testbed.Server) -> None:
+    await admin.provision("acme")
+    for url in (f"redis://acme:hunter2@{redis_server.address}", f"redis://nobody:hunter2@{redis_server.address}"):
+        with pytest.raises(Unauthenticated) as caught:
+            await RedisCache(url, project="acme").open()
+        assert "hunter2" not in str(caught.value)
+
+
+async def test_provisioning_again_keeps_the_password_and_restores_the_rights(
+    admin: RedisAdmin, redis_server: testbed.Server
+) -> None:
+    password = await admin.provision("acme")
+    async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
+        await root.execute_command("ACL", "SETUSER", "acme", "+@all", "allkeys", "(+@all ~*)")
+    assert await admin.provision("acme") is None
+    async with await client_of(redis_server, "acme", password) as client:
+        assert await allowed(client, ["DBSIZE", "GET acme2:v:{.key}"]) == []
+        assert await client.get("acme:v:{.key}") is None
+
+
+async def test_a_given_password_replaces_the_old_one(admin: RedisAdmin, redis_server: testbed.Server) -> None:
+    old = await admin.provision("acme")
+    assert await admin.provision("acme", password=Secret("new")) is None
+    async with await client_of(redis_server, "acme", Secret("new")) as client:
+        assert await client.ping()
+    async with await client_of(redis_server, "acme", old) as client:
+        with pytest.raises(AuthenticationError):
+            await client.ping()
+
+
+async def test_deprovisioning_refuses_while_there_is_data(admin: RedisAdmin, redis_server: testbed.Server) -> None:
+    password = await admin.provision("acme")
+    neighbour = await admin.provision("acme2")
+    async with (
+        await client_of(redis_server, "acme", password) as client,
+        await client_of(redis_server, "acme2", neighbour) as other,
+    ):
+        await client.set("acme:v:{.key}", "1")
+        await other.set("acme2:v:{.key}", "1")
+        with pytest.raises(Conflict, match="force=True"):
+            await admin.deprovision("acme")
+        assert await client.get("acme:v:{.key}") == b"1"
+        assert await admin.deprovision("acme", force=True)
+        with pytest.raises((AuthenticationError, redis.asyncio.ConnectionError)):
+            await client.get("acme:v:{.key}")
+        assert await other.get("acme2:v:{.key}") == b"1"
+    assert not await admin.deprovision("acme", force=True)
+    assert not await admin.deprovision("acme")
+    async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
+        assert await root.keys("acme:*") == []
+
+
+async def test_a_project_called_like_the_builtin_user_gets_another(
+    admin: RedisAdmin, redis_server: testbed.Server
+) -> None:
+    try:
+        password = await admin.provision("default")
+        async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
+            assert await root.ping(), "the administrator was locked out"
+        assert password is not None
+        url = f"redis://:{password.reveal()}@{redis_server.address}"
+        async with RedisCache(url, project="default") as cache:
+            await cache.set("key", b"1")
+            assert await cache.get("key") == b"1"
+    finally:
+        await admin.deprovision("default", force=True)
+
+
+@pytest.mark.parametrize("project", ["a*", "..", "acme ~*", "ACME", "аcme", "acme.", ""])
+async def test_what_is_no_project_gets_no_user(admin: RedisAdmin, project: str) -> None:
+    with pytest.raises(InvalidInput, match="project"):
+        await admin.provision(project)
+
+
+async def test_an_administration_has_a_life_like_every_resource(redis_server: testbed.Server) -> None:
+    admin = RedisAdmin(administrator_of(redis_server))
+    with pytest.raises(LifecycleError):
+        await admin.provision("acme")
+    with pytest.raises(ConfigurationError):
+        RedisAdmin()
