@@ -197,7 +197,7 @@ class TimescaleStore(Provider, TimeSeriesStore):
         transaction: Transaction | None = None,
         timeout: Timeout = None,
     ) -> int:
-        """Store a stream in one COPY; a slow source keeps one connection and its transaction, and nobody waiting."""
+        """Store a stream in one COPY; a slow source keeps a connection of the pool, and nobody waiting."""
         place = self._where
         with self._telemetry.call("append_all"):
             size, seconds = self.settings.chunk_rows, within(timeout, self.settings.timeout)

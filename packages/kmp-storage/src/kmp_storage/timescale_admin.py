@@ -116,7 +116,7 @@ class TimescaleAdmin(Provider):
 
         async def make(connection: Connection) -> Secret | None:
             given = await self._make_role(connection, name, limits, password)
-            await self._make_database(connection, database, name if placement == "database" else None)
+            await self._make_database(connection, database)
             await connection.execute(f"GRANT CONNECT, TEMPORARY ON DATABASE {quoted(database)} TO {quoted(name)}")
             return given
 
@@ -200,10 +200,12 @@ class TimescaleAdmin(Provider):
         literal = await connection.fetch_value("SELECT quote_literal($1::text)", text)
         await connection.execute(f"ALTER ROLE {quoted(name)} PASSWORD {literal}")
 
-    async def _make_database(self, connection: Connection, database: str, owner: str | None) -> None:
+    async def _make_database(self, connection: Connection, database: str) -> None:
         if not await connection.fetch_value("SELECT count(*) FROM pg_database WHERE datname = $1", database):
             await connection.execute(f"CREATE DATABASE {quoted(database)}")
-        await connection.execute(f"REVOKE ALL ON DATABASE {quoted(database)} FROM PUBLIC")
+        # The databases that every server comes with are open to all, and so a place to leave things for others.
+        for closed in (database, "postgres", "template1"):
+            await connection.execute(f"REVOKE ALL ON DATABASE {quoted(closed)} FROM PUBLIC")
 
     async def _make_schema(self, connection: Connection, database: str, name: str) -> None:
         if self._extension:

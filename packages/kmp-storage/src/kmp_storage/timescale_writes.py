@@ -30,8 +30,12 @@ async def write(
     progress: Progress | None = None,
     timeout: Timeout = None,
 ) -> int:
-    """Store rows and return how many were new, inside a transaction. Raises `Conflict` naming the row."""
-    if not codec.unique:
+    """Store rows and return how many were new, inside a transaction. Raises `Conflict` naming the row.
+
+    Rows that come as somebody else finds time go through the staging table too: an insert that made a new chunk keeps
+    everybody else from that chunk until its transaction ends.
+    """
+    if not codec.unique and not isinstance(rows, AsyncIterator):
         return await connection.copy(
             codec.series, rows, columns=codec.columns, schema=place.schema, progress=progress, timeout=timeout
         )
@@ -51,11 +55,11 @@ async def write(
     )
     tag = await connection.execute(
         f"INSERT INTO {place.table(codec.series)} ({columns}) "  # noqa: S608 - names are allow-listed
-        f"SELECT {columns} FROM pg_temp.{quoted(stage)} ON CONFLICT ({_key(codec)}) DO NOTHING",
+        f"SELECT {columns} FROM pg_temp.{quoted(stage)} {_ignoring(codec)}",
         timeout=timeout,
     )
     new = int(tag.rpartition(" ")[2])
-    if new != staged:
+    if codec.unique and new != staged:
         await _refuse_other_values(connection, place, codec, stage, timeout)
     await connection.execute(f"DROP TABLE pg_temp.{quoted(stage)}")
     return new
@@ -79,8 +83,9 @@ async def delete_older(connection: Connection, place: Place, series: str, before
     return int(tag.rpartition(" ")[2]) == _DELETED_AT_ONCE
 
 
-def _key(codec: TimescaleCodec[Any]) -> str:
-    return ", ".join(map(quoted, ("time", *codec.unique)))
+def _ignoring(codec: TimescaleCodec[Any]) -> str:
+    key = ", ".join(map(quoted, ("time", *codec.unique)))
+    return f"ON CONFLICT ({key}) DO NOTHING" if codec.unique else ""
 
 
 def _numbered(rows: Rows, first: int) -> Rows:

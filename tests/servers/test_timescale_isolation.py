@@ -1,0 +1,360 @@
+"""The server keeps projects apart: a neighbour with a driver of its own and its own valid login gets nothing."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import asyncpg
+import pytest
+import testbed
+from postgres_bed import admin, admin_url, connect
+
+from kmp_core.errors import Conflict, InvalidInput, NotFound, Unauthenticated
+from kmp_core.project import Project
+from kmp_core.secrets import Secret
+from kmp_storage.models import Measurement
+from kmp_storage.timescale import TimescaleSettings, TimescaleStore
+from kmp_storage.timescale_admin import Access, Placement, Quota, TimescaleAdmin
+
+REFUSED = asyncpg.InsufficientPrivilegeError
+SECRET = "the-victims-own-content"
+PLACEMENTS: tuple[Placement, ...] = ("database", "shared")
+
+
+class Note(Measurement, series="notes", tags=("owner",)):
+    owner: str
+    text: str
+
+
+class Two:
+    """A victim with a row and a large object, and a neighbour with nothing but its own login."""
+
+    def __init__(self, server: testbed.Server, victim: Access, neighbour: Access) -> None:
+        self.server, self.victim, self.neighbour = server, victim, neighbour
+        self.large_object = 0
+
+    @asynccontextmanager
+    async def neighbours_session(self) -> AsyncIterator[Any]:
+        connection = await self.login(self.neighbour.database)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    async def login(self, database: str) -> Any:
+        assert self.neighbour.password is not None
+        return await connect(self.server, self.neighbour.role, self.neighbour.password.reveal(), database)
+
+
+@pytest.fixture
+async def operator(timescaledb: testbed.Server) -> AsyncIterator[TimescaleAdmin]:
+    shared = f"shared_{secrets.token_hex(4)}"
+    async with TimescaleAdmin(admin_url(timescaledb), shared_database=shared) as made:
+        yield made
+    async with admin(timescaledb) as connection:
+        await connection.execute(f"DROP DATABASE IF EXISTS {shared} WITH (FORCE)")
+
+
+@pytest.fixture(params=PLACEMENTS)
+def placement(request: pytest.FixtureRequest) -> Placement:
+    found: Placement = request.param
+    return found
+
+
+@pytest.fixture
+async def two(timescaledb: testbed.Server, operator: TimescaleAdmin, placement: Placement) -> AsyncIterator[Two]:
+    names = [f"{kind}-{secrets.token_hex(4)}" for kind in ("victim", "neighbour")]
+    victim, neighbour = [await operator.provision(name, placement=placement) for name in names]
+    made = Two(timescaledb, victim, neighbour)
+    async with store_of(victim) as store:
+        await store.append(Note(time=datetime(2024, 1, 1, tzinfo=UTC), owner="v", text=SECRET))
+        async with store.connection() as connection:
+            made.large_object = await connection.fetch_value("SELECT lo_from_bytea(0, $1)", SECRET.encode())
+    yield made
+    for name in names:
+        await operator.deprovision(name, placement=placement, force=True)
+
+
+def store_of(access: Access) -> TimescaleStore:
+    return TimescaleStore(access.url.reveal(), project=access.project, settings=TimescaleSettings())
+
+
+async def chunks_of(two: Two) -> list[str]:
+    async with admin(two.server, two.victim.database) as connection:
+        return [
+            row[0] for row in await connection.fetch("SELECT show_chunks($1)::text", f'"{two.victim.schema}".notes')
+        ]
+
+
+async def test_a_neighbour_cannot_come_into_the_database(
+    two: Two, placement: Placement, timescaledb: testbed.Server
+) -> None:
+    if placement == "database":
+        with pytest.raises(REFUSED):
+            await two.login(two.victim.database)
+    # Nor into what the server itself came with, where something could be left for others.
+    async with admin(timescaledb) as connection:
+        open_to = await connection.fetch(
+            "SELECT datname FROM pg_database WHERE has_database_privilege($1, oid, 'CONNECT') AND datallowconn",
+            two.neighbour.role,
+        )
+    assert {row[0] for row in open_to} == {two.neighbour.database}
+
+
+async def test_a_neighbour_cannot_read_or_write(two: Two) -> None:
+    schema = two.victim.schema
+    chunks = await chunks_of(two)
+    assert chunks
+    async with two.neighbours_session() as session:
+        tables = [f'"{schema}".notes', f'"{schema}"._kmp_series', *chunks]
+        for table in tables:
+            for statement in (
+                f"SELECT * FROM {table}",
+                f"INSERT INTO {table} DEFAULT VALUES",
+                f"UPDATE {table} SET owner = 'n'",
+                f"DELETE FROM {table}",
+                f"TRUNCATE {table}",
+                f"DROP TABLE {table}",
+                f"COPY {table} TO STDOUT",
+                f"SELECT * FROM {table} FOR UPDATE",
+            ):
+                with pytest.raises(asyncpg.PostgresError) as refused:
+                    await session.execute(statement)
+                not_there = (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError)
+                assert isinstance(refused.value, (REFUSED, *not_there)), f"{statement}: {refused.value!r}"
+        with pytest.raises((REFUSED, asyncpg.InvalidSchemaNameError)):
+            await session.execute(f"SELECT drop_chunks('{schema}.notes', older_than => now())")
+        with pytest.raises((REFUSED, asyncpg.InvalidSchemaNameError)):
+            await session.execute(f'CREATE TABLE "{schema}".mine (x int)')
+        await session.execute(f'SET search_path = "{schema}", public')
+        with pytest.raises((REFUSED, asyncpg.UndefinedTableError)):
+            await session.fetch("SELECT * FROM notes")
+        with pytest.raises(REFUSED):
+            await session.execute("CREATE TABLE public.trap (x int)")
+
+
+async def test_a_neighbour_cannot_become_somebody_else(two: Two) -> None:
+    async with two.neighbours_session() as session:
+        for statement in (
+            f'SET ROLE "{two.victim.role}"',
+            f'SET SESSION AUTHORIZATION "{two.victim.role}"',
+            "SET ROLE postgres",
+            f'GRANT "{two.victim.role}" TO "{two.neighbour.role}"',
+            f"ALTER ROLE \"{two.victim.role}\" PASSWORD 'mine'",
+            "CREATE ROLE mine",
+            "CREATE DATABASE mine",
+            f'ALTER ROLE "{two.neighbour.role}" CONNECTION LIMIT -1',
+            "SET temp_file_limit = -1",
+            "SELECT pg_read_file('/etc/passwd')",
+            "COPY (SELECT 1) TO PROGRAM 'true'",
+            "CREATE EXTENSION dblink",
+            "CREATE EXTENSION postgres_fdw",
+            "SELECT * FROM pg_authid",
+            "SELECT * FROM pg_largeobject",
+        ):
+            with pytest.raises((REFUSED, asyncpg.InvalidParameterValueError, asyncpg.InvalidRoleSpecificationError)):
+                await session.execute(statement)
+        with pytest.raises(asyncpg.PostgresError):
+            await session.execute(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{two.victim.role}'"
+                " UNION ALL SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'"
+            )
+
+
+async def test_dblink_does_not_lead_to_the_victim(two: Two, placement: Placement) -> None:
+    assert two.neighbour.password is not None
+    async with admin(two.server, two.neighbour.database) as connection:
+        await connection.execute("CREATE EXTENSION IF NOT EXISTS dblink")
+    target = f"host=127.0.0.1 dbname={two.victim.database} user={two.neighbour.role}"
+    login = f"{target} password={two.neighbour.password.reveal()}"
+    async with two.neighbours_session() as session:
+        with pytest.raises(asyncpg.PostgresError):  # no password: the server does not lend its own identity
+            await session.fetch("SELECT * FROM dblink($1, 'SELECT 1') AS t(x int)", target)
+        with pytest.raises(asyncpg.PostgresError) as refused:
+            await session.fetch(
+                "SELECT * FROM dblink($1, $2) AS t(x text)", login, f'SELECT text FROM "{two.victim.schema}".notes'
+            )
+        assert SECRET not in str(refused.value)
+
+
+async def test_a_neighbour_cannot_read_large_objects(two: Two, placement: Placement) -> None:
+    async with two.neighbours_session() as session:
+        for statement in ("SELECT lo_get($1)", "SELECT lo_unlink($1)", "SELECT lo_put($1, 0, 'x')"):
+            with pytest.raises((REFUSED, asyncpg.UndefinedObjectError)):
+                await session.fetch(statement, two.large_object)
+
+
+# What a neighbour still sees. The page docs/how-to/timescale.md has the same table.
+
+VISIBLE: dict[Literal["database", "shared"], set[str]] = {
+    "database": {
+        "pg_catalog.pg_database",
+        "pg_catalog.pg_roles",
+        "pg_catalog.pg_user",
+        "pg_catalog.pg_stat_database",
+        "pg_catalog.pg_stat_database_conflicts",
+        "pg_catalog.pg_stat_activity",
+        "pg_catalog.pg_db_role_setting",
+    },
+    "shared": {
+        "pg_catalog.pg_database",
+        "pg_catalog.pg_roles",
+        "pg_catalog.pg_user",
+        "pg_catalog.pg_stat_activity",
+        "pg_catalog.pg_db_role_setting",
+        "pg_catalog.pg_namespace",
+        "pg_catalog.pg_tables",
+        "pg_catalog.pg_indexes",
+        "pg_catalog.pg_statio_all_tables",
+        "pg_catalog.pg_statio_all_indexes",
+        "pg_catalog.pg_statio_user_tables",
+        "pg_catalog.pg_statio_user_indexes",
+        "pg_catalog.pg_stat_all_tables",
+        "pg_catalog.pg_stat_all_indexes",
+        "pg_catalog.pg_stat_user_tables",
+        "pg_catalog.pg_stat_user_indexes",
+        "pg_catalog.pg_stat_xact_all_tables",
+        "pg_catalog.pg_stat_xact_user_tables",
+        "information_schema.udt_privileges",
+        "_timescaledb_catalog.hypertable",
+        "_timescaledb_internal.hypertable_chunk_local_size",
+        "timescaledb_information.chunks",
+        "timescaledb_information.dimensions",
+        "timescaledb_information.hypertables",
+        "timescaledb_information.hypertable_columnstore_settings",
+        "timescaledb_information.hypertable_compression_settings",
+    },
+}
+
+
+async def seen(session: Any, needle: str) -> set[str]:
+    """Every relation of the database in which a text is shown to this role."""
+    relations = await session.fetch(
+        "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'v', 'm', 'p', 'f') "
+        "AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') ORDER BY 1"
+    )
+    found = set()
+    for (relation,) in relations:
+        try:
+            if await session.fetchval(f"SELECT bool_or(strpos(t::text, $1) > 0) FROM {relation} t", needle):
+                found.add(relation)
+        except asyncpg.PostgresError as error:
+            if needle in str(error):
+                found.add(relation)
+    return found
+
+
+async def test_what_stays_visible_is_what_the_docs_list(two: Two, placement: Placement) -> None:
+    async with store_of(two.victim) as store, two.neighbours_session() as session:
+        async with store.connection() as connection:
+            await connection.fetch_value(f"SELECT '{SECRET}'::text")
+            assert await seen(session, SECRET) == set(), "no content, and no text of a running statement"
+            names = await seen(session, two.victim.role)
+    assert names <= VISIBLE[placement], f"also visible: {sorted(names - VISIBLE[placement])}"
+
+
+# Provisioning
+
+
+async def test_provisioning_again_changes_nothing_that_is_stored(two: Two, operator: TimescaleAdmin) -> None:
+    again = await operator.provision(two.victim.project, placement=two.victim.placement)
+    assert again.password is None, "the role keeps its own"
+    async with store_of(two.victim) as store:
+        assert [note.text async for note in store.read(Note)] == [SECRET]
+
+
+async def test_quotas_bind(operator: TimescaleAdmin, timescaledb: testbed.Server, placement: Placement) -> None:
+    name = f"small-{secrets.token_hex(4)}"
+    access = await operator.provision(name, Quota(connections=2, temp_file_bytes=1 << 20), placement=placement)
+    try:
+        assert access.password is not None
+        login = (timescaledb, access.role, access.password.reveal(), access.database)
+        one, other = await connect(*login), await connect(*login)
+        with pytest.raises(asyncpg.TooManyConnectionsError):
+            await connect(*login)
+        with pytest.raises(asyncpg.ConfigurationLimitExceededError):
+            await one.execute("SET work_mem = '64kB'")
+            await one.fetchval(
+                "SELECT count(*) FROM (SELECT md5(x::text) FROM generate_series(1, 500000) x ORDER BY 1) y"
+            )
+        one.terminate()
+        other.terminate()
+        await operator.provision(name, Quota(connections=3), placement=placement)
+        sessions = [await connect(*login) for _ in range(3)]
+        for session in sessions:
+            session.terminate()
+    finally:
+        await operator.deprovision(name, placement=placement, force=True)
+
+
+async def test_what_is_not_empty_is_not_removed_unless_forced(two: Two, operator: TimescaleAdmin) -> None:
+    name, placement = two.victim.project, two.victim.placement
+    with pytest.raises(Conflict, match="notes"):
+        await operator.deprovision(name, placement=placement)
+    async with store_of(two.victim) as store:  # still there, and lets its owner in
+        assert [note.text async for note in store.read(Note)] == [SECRET]
+    asked: list[Project] = []
+
+    async def backup(project: Project) -> None:
+        asked.append(project)
+        raise OSError("no room for a backup")
+
+    with pytest.raises(OSError, match="no room"):
+        await operator.deprovision(name, placement=placement, force=True, backup=backup)
+    assert asked == [name]
+    async with store_of(two.victim) as store:
+        assert [note.text async for note in store.read(Note)] == [SECRET]
+        await store.erase(Note, where={"owner": "v"})
+    assert await operator.deprovision(name, placement=placement), "an empty one goes without force"
+    assert not await operator.deprovision(name, placement=placement)
+    async with admin(two.server) as connection:
+        assert not await connection.fetchval("SELECT count(*) FROM pg_roles WHERE rolname = $1", two.victim.role)
+
+
+async def test_a_rotated_password_counts_for_new_sessions(two: Two, operator: TimescaleAdmin) -> None:
+    await operator.set_password(two.victim.project, Secret("another-password-1"))
+    with pytest.raises(Unauthenticated):
+        await store_of(two.victim).open()
+    with pytest.raises(NotFound):
+        await operator.set_password("nobody-here", Secret("another-password-1"))
+    with pytest.raises(InvalidInput, match="password") as short:
+        await operator.set_password(two.victim.project, Secret("short"))
+    assert "'short'" not in str(short.value)
+
+
+async def test_projects_whose_names_resemble_each_other_stay_apart(
+    operator: TimescaleAdmin, timescaledb: testbed.Server
+) -> None:
+    names = [f"a{secrets.token_hex(3)}"]
+    names += [f"{names[0]}2", f"{names[0]}-x", "user", "public"]
+    try:
+        accesses = [await operator.provision(name) for name in names]
+        assert len({access.database for access in accesses}) == len(names)
+        for access in accesses:
+            for other in accesses:
+                assert access.password is not None
+                login = connect(timescaledb, access.role, access.password.reveal(), other.database)
+                if other is access:
+                    (await login).terminate()
+                else:
+                    with pytest.raises(REFUSED):
+                        await login
+    finally:
+        for name in names:
+            await operator.deprovision(name, force=True)
+
+
+async def test_a_wrong_wish_is_refused_by_field(operator: TimescaleAdmin) -> None:
+    with pytest.raises(InvalidInput, match="connections"):
+        Quota(connections=0)
+    with pytest.raises(InvalidInput, match="temp_file_bytes"):
+        Quota(temp_file_bytes=1)
+    with pytest.raises(InvalidInput, match="project"):
+        await operator.provision("Not A Project")
+    with pytest.raises(InvalidInput, match="placement"):
+        await operator.provision("acme9", placement="everywhere")  # type: ignore[arg-type]
