@@ -283,7 +283,8 @@ class RedisCache(Provider, Cache):
             answers = await self._connections.transact(*commands, leases, tell, seconds=seconds, idempotent=idempotent)
             return answers[: len(commands)]
         except BaseException as error:
-            if not isinstance(error, BackendError) or is_outage(error):
+            # Not what is not idempotent: a counter would begin anew, and somebody else's claim would be gone.
+            if idempotent and (not isinstance(error, BackendError) or is_outage(error)):
                 self._unsaid.remember(keys)
             raise
         finally:

@@ -35,19 +35,21 @@ pack_command: Callable[[Command], bytes] = _driver.pack_command  # its stub take
 class Channel:
     """One connection. `ask` sends commands in one go and reads their replies, by a time of the event loop's clock."""
 
-    __slots__ = ("_connection", "_expired", "_transport", "broken", "reused")
+    __slots__ = ("_connection", "_expired", "_scope", "_transport", "broken", "reused")
 
     def __init__(self, connection: AbstractConnection) -> None:
         self._connection: Any = connection
         self._transport: Any = None
+        self._scope: asyncio.Timeout | None = None
         self._expired = False
         self.broken = False
         self.reused = False
 
     async def connect(self, due: float, address: RedisAddress) -> None:
         """Connect and log in. On an exception nothing stays open."""
+        self._scope = asyncio.timeout_at(due)
         try:
-            async with asyncio.timeout_at(due):
+            async with self._scope:
                 await self._connection.connect()
         except TimeoutError as error:
             self.discard()
@@ -59,6 +61,11 @@ class Channel:
                 raise
             raise translated from error
         self._transport = self._connection._writer.transport  # no public way: disconnect() waits to flush
+
+    def give_up(self) -> None:
+        """End a `connect` that is under way."""
+        if self._scope is not None:
+            self._scope.reschedule(asyncio.get_running_loop().time())
 
     @property
     def usable(self) -> bool:
@@ -136,7 +143,7 @@ class Connections:
         self._idle: list[Channel] = []
         self._busy: set[Channel] = set()
         self._waiters: deque[asyncio.Future[Channel | None]] = deque()
-        self._connecting = 0
+        self._connecting: set[Channel] = set()
         self._closed = False
 
     @property
@@ -151,7 +158,7 @@ class Connections:
 
     @property
     def _has_room(self) -> bool:
-        return not self._closed and self.open + self._connecting < self._limit
+        return not self._closed and self.open + len(self._connecting) < self._limit
 
     async def ask(self, *commands: Command, seconds: float | None, idempotent: bool = True) -> list[Any]:
         """Send commands in one go, and return their replies; the first that is an error is raised.
@@ -206,6 +213,8 @@ class Connections:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
+        for channel in self._connecting:
+            channel.give_up()
         for channel in (*self._idle, *self._busy):
             channel.discard()
         self._idle.clear()
@@ -256,15 +265,15 @@ class Connections:
 
     async def _connect(self, due: float) -> Channel:
         channel = Channel(self.address.connection(self._connect_timeout))
-        self._connecting += 1
+        self._connecting.add(channel)
         try:
             loop = asyncio.get_running_loop()
             await channel.connect(min(due, loop.time() + self._connect_timeout), self.address)
         except BaseException:
-            self._connecting -= 1
+            self._connecting.discard(channel)
             self._wake(None)
             raise
-        self._connecting -= 1
+        self._connecting.discard(channel)
         self._busy.add(channel)
         if self._closed:
             self._release(channel)

@@ -61,17 +61,19 @@ class Leases:
 
     async def release(self, name: bytes, owner: bytes) -> bool:
         """Let go, even where the caller is being cancelled or its time is over; False where it was not its own."""
+        return await asyncio.shield(self._releasing_task(name, owner))
+
+    def let_go(self, name: bytes, owner: bytes) -> None:
+        """Release on the way out of a failure, without waiting: what cannot be released runs out by itself."""
+        self._releasing_task(name, owner)
+
+    def _releasing_task(self, name: bytes, owner: bytes) -> asyncio.Task[bool]:
         work = self.if_mine(name, owner, ("DEL", name))
         # An empty context: the caller's deadline, which may be over, must not stop this.
-        task = asyncio.create_task(work, context=contextvars.Context())
+        task = asyncio.create_task(work, name="kmp-release-lease", context=contextvars.Context())
         self._releasing.add(task)
         task.add_done_callback(self._done)
-        return await asyncio.shield(task)
-
-    async def let_go(self, name: bytes, owner: bytes) -> None:
-        """Release on the way out of a failure; what cannot be released runs out by itself."""
-        with contextlib.suppress(KmpError):
-            await self.release(name, owner)
+        return task
 
     def _done(self, task: asyncio.Task[bool]) -> None:
         self._releasing.discard(task)

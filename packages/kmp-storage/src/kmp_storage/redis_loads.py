@@ -3,7 +3,6 @@ Redis where it is away."""
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 import uuid
@@ -13,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from kmp_core.deadlines import deadline, remaining
-from kmp_core.errors import BackendError, KmpError
+from kmp_core.errors import BackendError
 from kmp_storage.embedded.cache_file import Pauses
 from kmp_storage.embedded.cache_flights import Flights, Landed
 from kmp_storage.redis_connections import Connections
@@ -123,10 +122,10 @@ class Loads:
                 look = await self.look(key)
                 if not claimed or (look.found is not None and not look.found.is_due):
                     if claimed:
-                        await self._leases.let_go(self._keys.lease(key), owner)
+                        self._leases.let_go(self._keys.lease(key), owner)
                     return Landed(look.value if look.answers else found.value)
             except BaseException:
-                await self._leases.let_go(self._keys.lease(key), owner)
+                self._leases.let_go(self._keys.lease(key), owner)
                 raise
             return await self._load(key, terms, owner)
 
@@ -159,14 +158,14 @@ class Loads:
                     return Landed(look.value)
             look = await self.look(key)  # it may have been stored between our first look and our claim
             if look.found is not None:
-                await self._leases.let_go(self._keys.lease(key), owner)
+                self._leases.let_go(self._keys.lease(key), owner)
                 return Landed(look.value)
         except BackendError as error:
             if self._settings.outage == "error" or not is_outage(error):
                 raise
             return await self._load_alone(terms)
         except BaseException:
-            await self._leases.let_go(self._keys.lease(key), owner)  # it may have been ours in the very moment
+            self._leases.let_go(self._keys.lease(key), owner)  # it may have been ours in the very moment
             raise
         return await self._load(key, terms, owner)
 
@@ -190,7 +189,7 @@ class Loads:
                 encode(value, key, most=self._settings.max_value_bytes)
             stored = await self._store(key, value, terms, owner)
         except BaseException:
-            await self._leases.let_go(lease, owner)
+            self._leases.let_go(lease, owner)
             raise
         return Landed(value, shared=stored)
 
@@ -218,8 +217,7 @@ class Loads:
         except BackendError as error:
             if self._settings.outage == "error" or not is_outage(error):
                 raise
-            with contextlib.suppress(KmpError):
-                await self._leases.let_go(lease, owner)
+            self._leases.let_go(lease, owner)
             return True  # loaded, if not kept: those who waited get it
 
 

@@ -44,13 +44,13 @@ class Locks:
                 async with deadline(timeout, what=f"waiting for the lock {name!r}", backend="redis"):
                     token = await self._acquire(name, owner, ttl)
             except BaseException:
-                await self._leases.let_go(key, owner)
+                self._leases.let_go(key, owner)
                 raise
         try:
             async with self._leases.renewing(key, owner, ttl):
                 yield Lease(name, token)
         except BaseException:
-            await self._leases.let_go(key, owner)
+            self._leases.let_go(key, owner)
             raise
         if not await self._leases.release(key, owner) and await self._last_token(name) != token:
             raise Conflict(f"the lock {name!r} ran out and went to another holder before it was released", key=name)

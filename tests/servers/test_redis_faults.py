@@ -1,0 +1,400 @@
+"""The Redis cache while its server stalls, vanishes, comes back: calls end in time, answers reach their own callers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+import faults
+import testbed
+from kmp_core.deadlines import deadline
+from kmp_core.errors import BackendError, DeadlineExceeded, PoolExhausted, Unavailable
+from kmp_core.secrets import Secret
+from kmp_storage.redis import RedisCache, RedisSettings
+from kmp_storage.redis_admin import RedisAdmin
+from kmp_storage.redis_connections import Channel
+from kmp_storage.testing.cache import eventually
+
+PASSWORD = Secret("staple")
+
+
+@pytest.fixture
+async def admin(redis_server: testbed.Server) -> AsyncIterator[RedisAdmin]:
+    url = f"redis://default:{redis_server.password}@{redis_server.address}"
+    async with RedisAdmin(url) as admin:
+        await admin.provision("faulty", password=PASSWORD)
+        yield admin
+        await admin.deprovision("faulty", force=True)
+
+
+def cache_at(port: int, **settings: Any) -> RedisCache:
+    url = f"redis://faulty:{PASSWORD.reveal()}@127.0.0.1:{port}"
+    return RedisCache(url, project="faulty", settings=RedisSettings.load(**settings))
+
+
+@pytest.fixture
+def proxy(admin: RedisAdmin, redis_server: testbed.Server, proxies: faults.Proxies) -> Any:
+    with proxies.before(redis_server) as proxy:
+        yield proxy
+
+
+async def taken(call: Awaitable[Any]) -> float:
+    """Seconds until the call ended, net of the loop's own worst stall meanwhile, however it ended."""
+    worst = 0.0
+
+    async def watch() -> None:
+        nonlocal worst
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await asyncio.sleep(0.005)
+            worst = max(worst, loop.time() - began - 0.005)
+
+    watcher = asyncio.create_task(watch())
+    began = time.monotonic()
+    await asyncio.gather(call, return_exceptions=True)
+    seconds = time.monotonic() - began
+    watcher.cancel()
+    return seconds - worst
+
+
+Call = Callable[[RedisCache], Awaitable[Any]]
+
+
+async def load() -> bytes:
+    return b"loaded"
+
+
+async def take_lock(cache: RedisCache) -> None:
+    async with cache.lock("job", timeout=0.3):
+        raise AssertionError("a lock from a server that does not answer")
+
+
+CALLS: dict[str, Call] = {
+    "get": lambda cache: cache.get("key", timeout=0.3),
+    "set": lambda cache: cache.set("key", b"1", timeout=0.3),
+    "delete": lambda cache: cache.delete("key", timeout=0.3),
+    "increment": lambda cache: cache.increment("counter", timeout=0.3),
+    "get_or_load": lambda cache: cache.get_or_load("key", load, ttl=60, timeout=0.3),
+    "lock": take_lock,
+}
+
+
+@pytest.mark.parametrize("outage", ["miss", "error"])
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_black_hole_is_left_in_time(proxy: faults.Proxy, name: str, outage: str) -> None:
+    async with cache_at(proxy.port, outage=outage) as cache:
+        await cache.set("warm", b"1")
+        proxy.black_hole()
+        assert await taken(CALLS[name](cache)) <= 0.3 + 0.1
+
+
+async def test_a_call_in_a_batch_is_left_in_time(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port, outage="error") as cache:
+        await cache.set("warm", b"1")
+        proxy.black_hole()
+        calls = [cache.get(f"key{n}", timeout=0.3) for n in range(20)]
+        assert await taken(asyncio.gather(*calls, return_exceptions=True)) <= 0.3 + 0.1
+
+
+async def test_the_task_s_own_deadline_is_kept(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port) as cache:
+        await cache.set("warm", b"1")
+        proxy.black_hole()
+
+        async def hurried() -> None:
+            async with deadline(0.3):
+                await cache.get("key")
+                await cache.get("key")
+
+        assert await taken(hurried()) <= 0.3 + 0.1
+
+
+async def test_close_is_bounded_with_the_server_gone(proxy: faults.Proxy) -> None:
+    cache = cache_at(proxy.port, near_max_bytes=1 << 20)
+    await cache.open()
+    await cache.set("warm", b"1")
+    calls = [asyncio.ensure_future(cache.get(f"key{n}")) for n in range(5)]
+    proxy.black_hole()
+    assert await taken(cache.close()) <= 1
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+# An outage
+
+
+async def test_an_outage_is_a_miss_and_heals_alone(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port) as cache:
+        await cache.set("key", b"1")
+        proxy.cut()
+        assert await cache.get("key") is None
+        assert not await cache.set("key", b"2")
+        assert await cache.delete("other") == 0
+        assert await cache.get_or_load("key", load, ttl=60) == b"loaded"
+        with pytest.raises(Unavailable):
+            await cache.check()
+        proxy.heal()
+
+        async def back() -> bool:
+            return await cache.set("again", b"1")
+
+        await eventually(back, within=5)
+        assert await cache.get("again") == b"1"
+        await cache.check()
+
+
+async def test_an_outage_is_an_error_where_asked(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port, outage="error") as cache:
+        await cache.set("key", b"1")
+        proxy.cut()
+        calls = [
+            cache.get("key"),
+            cache.set("key", b"2"),
+            cache.delete("key"),
+            cache.get_or_load("key", load, ttl=60),
+        ]
+        for call in calls:
+            with pytest.raises(Unavailable):
+                await call
+
+
+async def test_what_has_no_harmless_answer_is_an_error_always(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port) as cache:
+        await cache.set("key", b"1")
+        proxy.cut()
+        for call in (cache.increment("counter"), cache.set("key", b"2", if_absent=True)):
+            with pytest.raises(Unavailable):
+                await call
+        with pytest.raises(Unavailable):
+            async with cache.lock("job"):
+                raise AssertionError("a lock from a server that is gone")
+
+
+@pytest.mark.parametrize("change", ["set", "delete"])
+async def test_a_change_during_an_outage_leaves_no_old_value_behind(proxy: faults.Proxy, change: str) -> None:
+    async with cache_at(proxy.port) as cache:
+        await cache.set("key", b"old")
+        proxy.cut()
+        await (cache.set("key", b"new") if change == "set" else cache.delete("key"))
+        proxy.heal()
+
+        async def back() -> bool:
+            assert await cache.get("key") is None, "the old value came back"
+            return await cache.set("again", b"1")
+
+        await eventually(back, within=5)
+        assert await cache.get("key") is None
+
+
+async def test_it_opens_while_redis_is_away_and_uses_it_later(proxy: faults.Proxy) -> None:
+    proxy.cut()
+    with pytest.raises(Unavailable):
+        await cache_at(proxy.port, outage="error").open()
+    async with cache_at(proxy.port) as cache:
+        assert await cache.get("key") is None
+        proxy.heal()
+
+        async def back() -> bool:
+            return await cache.set("key", b"1")
+
+        await eventually(back, within=5)
+
+
+async def test_an_outage_costs_a_moment_once_and_not_with_every_call(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port, timeout="200ms") as cache:
+        await cache.set("warm", b"1")
+        proxy.black_hole()
+        for _ in range(6):
+            await cache.get("key")
+        assert await taken(cache.get("key")) < 0.1, "the breaker did not open"
+
+
+async def test_one_load_in_this_process_while_redis_is_away(proxy: faults.Proxy) -> None:
+    loads = 0
+
+    async def slow() -> bytes:
+        nonlocal loads
+        loads += 1
+        await asyncio.sleep(0.2)
+        return b"slow"
+
+    async with cache_at(proxy.port) as cache:
+        await cache.set("warm", b"1")
+        proxy.cut()
+        assert await asyncio.gather(*(cache.get_or_load("key", slow, ttl=60) for _ in range(20))) == [b"slow"] * 20
+    assert loads == 1
+
+
+async def test_a_lost_answer_to_an_increment_says_that_nobody_knows(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port) as cache:
+        await cache.increment("counter")
+        proxy.black_hole()
+        with pytest.raises(DeadlineExceeded) as caught:
+            await cache.increment("counter", timeout=0.2)
+        assert caught.value.outcome_unknown
+        proxy.heal()
+        assert await cache.increment("counter") in (2, 3)  # once at most: it was not repeated
+
+
+# Cancellation
+
+
+async def cancel_often(cache: RedisCache, times: int) -> tuple[int, int]:
+    """Cancel calls at random moments while others run; count the wrong answers, and the cancellations in flight."""
+    wrong = in_flight = 0
+    for number in range(200):
+        await cache.set(f"key{number}", b"value%d" % number)
+
+    async def one(number: int) -> None:
+        nonlocal wrong
+        if number % 3 == 0:
+            answers = await cache._connections.ask(("GET", cache._keys.value(f"key{number}")), seconds=2)
+            wrong += answers[0] != b"\x01value%d" % number
+        else:
+            value = await cache.get(f"key{number}")
+            wrong += value != b"value%d" % number
+
+    randomly = random.Random(4)
+    cancelled = 0
+    while cancelled < times:
+        calls = [asyncio.ensure_future(one(randomly.randrange(200))) for _ in range(20)]
+        await asyncio.sleep(randomly.uniform(0.0005, 0.012))
+        victims = [call for call in calls[::2] if not call.done()]
+        busy = len(cache._connections._busy) > 0
+        for call in victims:
+            call.cancel()
+        cancelled += len(victims)
+        in_flight += len(victims) * busy
+        await asyncio.gather(*calls, return_exceptions=True)
+        errors = [call.exception() for call in calls if not call.cancelled()]
+        wrong += sum(error is not None for error in errors)
+    return wrong, in_flight
+
+
+async def test_no_answer_reaches_the_wrong_caller(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port, timeout="10s") as cache:
+        await cache.set("warm", b"1")
+        proxy.slow(15)
+        wrong, in_flight = await cancel_often(cache, 1000)
+        assert in_flight >= 900
+        assert wrong == 0
+
+
+async def test_answers_go_astray_without_the_disconnect(proxy: faults.Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard of the test above, removed: it must go red."""
+    kept: list[Channel] = []
+    monkeypatch.setattr(Channel, "abort", lambda self: kept.append(self))
+    monkeypatch.setattr(Channel, "discard", lambda self: kept.append(self))
+    cache = cache_at(proxy.port, timeout="10s")
+    await cache.open()
+    try:
+        await cache.set("warm", b"1")
+        proxy.slow(15)
+        wrong, _ = await cancel_often(cache, 300)
+        assert wrong > 0
+    finally:
+        monkeypatch.undo()
+        for channel in kept:
+            channel.discard()
+        await cache.close()
+
+
+async def test_cancelled_transactions_leave_no_watch_behind(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port, timeout="10s", pool_size=3) as cache:
+        await cache.set("warm", b"1")
+        proxy.slow(5)
+        randomly = random.Random(5)
+
+        async def locked() -> None:
+            async with cache.lock("job", ttl=5, timeout=10):
+                await asyncio.sleep(0.001)
+
+        for _ in range(40):
+            calls = [asyncio.ensure_future(locked()) for _ in range(2)]
+            await asyncio.sleep(randomly.uniform(0, 0.03))
+            calls[0].cancel()
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert outcomes[1] is None
+        assert await cache.increment("counter") == 1
+
+
+# The pool
+
+
+async def test_a_pool_of_ten_serves_a_thousand_callers(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port, timeout="30s") as cache:
+        await cache.set("warm", b"1")
+        proxy.slow(2)
+        stored = await asyncio.gather(*(cache.set(f"key{n}", b"value%d" % n) for n in range(1000)))
+        assert all(stored)
+        assert cache._connections.open <= 10
+        values = await asyncio.gather(*(cache.get(f"key{n}") for n in range(1000)))
+        assert values == [b"value%d" % n for n in range(1000)]
+
+
+async def test_who_finds_no_connection_in_time_is_told_so(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port, pool_size=2, outage="error", timeout="5s") as cache:
+        await cache.set("warm", b"1")
+        proxy.slow(1000)
+        calls = [cache.set(f"key{n}", b"1", timeout=0.3 if n > 3 else 5) for n in range(10)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(isinstance(outcome, PoolExhausted) for outcome in outcomes) == 6
+        assert all(isinstance(outcome, bool | BackendError) for outcome in outcomes)
+
+
+# The server's death
+
+
+async def test_a_killed_server_is_used_again_within_seconds(admin: RedisAdmin, redis_server: testbed.Server) -> None:
+    async with cache_at(redis_server.port, near_max_bytes=1 << 20) as cache:
+        await cache.set("key", b"1")
+        redis_server.kill()
+        assert await cache.get("other") is None
+        with pytest.raises(Unavailable):
+            await cache.check()
+        redis_server.start_again()
+        await redis_server.wait_until_ready()
+        await admin.provision("faulty", password=PASSWORD)  # the test server keeps no file of its users
+
+        async def back() -> bool:
+            return await cache.set("again", b"1")
+
+        await eventually(back, within=5)
+        assert await cache.get("again") == b"1"
+
+
+@pytest.fixture
+def durable_server() -> Iterator[testbed.Server]:
+    """A Redis that writes each change to its disk before it answers."""
+    options = ["--appendonly", "yes", "--appendfsync", "always"]
+    recipe = replace(
+        testbed.RECIPES["redis"], command=lambda password: ["redis-server", "--requirepass", password, *options]
+    )
+    server = testbed.start("durable redis", recipe)
+    yield server
+    server.stop()
+
+
+async def test_what_was_acknowledged_survives_a_kill_where_the_server_writes_it(
+    durable_server: testbed.Server,
+) -> None:
+    url = f"redis://default:{durable_server.password}@{durable_server.address}"
+    async with RedisCache(url, project="faulty") as cache:
+        for number in range(200):
+            assert await cache.set(f"key{number}", b"value%d" % number)
+        durable_server.kill()
+        durable_server.start_again()
+        await durable_server.wait_until_ready()
+
+        async def back() -> bool:
+            return await cache.set("again", b"1")
+
+        await eventually(back, within=5)
+        values = await asyncio.gather(*(cache.get(f"key{number}") for number in range(200)))
+        assert values == [b"value%d" % number for number in range(200)]
