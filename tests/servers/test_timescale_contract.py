@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-import testbed
-from postgres_bed import admin, admin_url
 
+import testbed
 from kmp_core.testing import Make
 from kmp_storage.testing.shared_timeseries import SharedTimeSeriesContract
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
 from kmp_storage.timescale_admin import Access, Quota, TimescaleAdmin
+from postgres_bed import admin, admin_url
 
 PROJECTS = ("acme", "acme2")
 

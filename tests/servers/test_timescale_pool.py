@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
-import faults
 import pytest
-import testbed
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.trace import NoOpTracerProvider
-from postgres_bed import admin, own_database, until
 
+import faults
+import testbed
 from kmp_core.deadlines import deadline
 from kmp_core.errors import (
     BackendError,
@@ -35,6 +34,7 @@ from kmp_core.errors import (
 from kmp_core.postgres import Contention, PoolOptions, PostgresPool, TransactionUndone
 from kmp_core.secrets import Secret
 from kmp_core.telemetry import reporting_to
+from postgres_bed import admin, own_database, until
 
 Database = tuple[str, str]
 
@@ -183,23 +183,22 @@ async def test_no_answer_ever_reaches_the_wrong_caller(
 
             async def ask(number: int) -> None:
                 nonlocal cancelled, between
-                sent = False
+                sent = asyncio.Event()
                 process = 0
 
                 async def question() -> int:
-                    nonlocal sent, process
+                    nonlocal process
                     async with pool.acquire(reset=False) as connection:
                         process = connection.server_process
                         assert process not in interrupted, "an answer to somebody else may be on the wire"
-                        sent = True
+                        sent.set()
                         return int(await connection.fetch_value("SELECT $1::int", number))
 
                 task = asyncio.ensure_future(question())
-                while not sent and not task.done():
-                    await asyncio.sleep(0.001)
+                await sent.wait()
                 await asyncio.sleep(chance.uniform(0, 0.008))
                 if not task.done():
-                    between += sent
+                    between += sent.is_set()
                     task.cancel()
                 try:
                     assert await task == number

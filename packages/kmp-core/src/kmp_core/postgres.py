@@ -145,10 +145,15 @@ class PostgresPool(Provider):
             await self._put_back(connection, reset=reset)
 
     def transaction(
-        self, *, isolation: Isolation = "read committed", read_only: bool = False, reset: bool = True
+        self,
+        *,
+        isolation: Isolation = "read committed",
+        read_only: bool = False,
+        reset: bool = True,
+        timeout: Timeout = None,
     ) -> Transaction:
-        """A block that commits when it is left well; see `Transaction`."""
-        return Transaction(self, isolation=isolation, read_only=read_only, reset=reset)
+        """A block that commits when it is left well; see `Transaction`. `timeout` bounds its begin, and its commit."""
+        return Transaction(self, isolation=isolation, read_only=read_only, reset=reset, timeout=timeout)
 
     # The life of the pool
 

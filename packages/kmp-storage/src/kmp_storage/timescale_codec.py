@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timezone
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -57,6 +57,10 @@ def _uuids(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
 _POSTGRES: Mapping[str, Encoder] = {**ENCODERS, "datetime": _datetimes, "date": _dates, "uuid": _uuids}
 
 
+def _aware(value: datetime | None) -> datetime | None:
+    return value if value is None or value.tzinfo is not None else value.replace(tzinfo=UTC)
+
+
 class TimescaleCodec(Codec[M]):
     """Encode and decode the rows of one class; the driver itself knows dates, times and UUIDs."""
 
@@ -64,6 +68,7 @@ class TimescaleCodec(Codec[M]):
         super().__init__(model)
         self._decoders = [(index, f.python) for index, f in enumerate(self.fields.values()) if f.kind == "enum"]
         self._ordered = list(self.fields.values())
+        self._times = [index for index, f in enumerate(self._ordered) if f.kind == "datetime"]
 
     def encode(self, measurements: Sequence[Measurement], *, first_row: int = 0) -> list[tuple[Any, ...]]:
         """Rows for the driver. Raises `InvalidInput` naming row and field."""
@@ -80,6 +85,13 @@ class TimescaleCodec(Codec[M]):
                 columns[index] = tuple(encoded)
                 changed = True
         return list(zip(*columns, strict=True)) if changed else rows
+
+    def decode(self, rows: Sequence[tuple[Any, ...]]) -> list[M]:
+        """Validated instances. The driver stands a naive time for PostgreSQL's `infinity`, which is `datetime.max`."""
+        for index in self._times:
+            if None in set(map(_zone, filter(None, map(itemgetter(index), rows)))):
+                rows = [(*row[:index], _aware(row[index]), *row[index + 1 :]) for row in rows]
+        return super().decode(rows)
 
     def check_class(self, measurements: Sequence[object], first_row: int) -> None:
         """Raise `InvalidInput` for the first that is of another class."""

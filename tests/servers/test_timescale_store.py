@@ -1,0 +1,453 @@
+"""What the TimescaleDB store does beyond the contract: hypertables, evolution, transactions, retention, faults."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import sys
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psutil
+import pytest
+
+import faults
+import testbed
+from kmp_core.deadlines import deadline
+from kmp_core.errors import (
+    BackendError,
+    BreakerOpen,
+    Conflict,
+    DeadlineExceeded,
+    InvalidInput,
+    KmpError,
+    PoolExhausted,
+    Unavailable,
+    Unsupported,
+)
+from kmp_core.service import Service
+from kmp_storage.models import Measurement
+from kmp_storage.protocols import TimeSeriesStore
+from kmp_storage.timescale import TimescaleSettings, TimescaleStore
+from kmp_storage.timescale_admin import Access, TimescaleAdmin
+from postgres_bed import admin, admin_url, until
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+class Delay(Measurement, series="delays", tags=("origin",), unique=("flight",)):
+    flight: str
+    origin: str
+    minutes: float | None = None
+
+
+class Reading(Measurement, series="readings", tags=("site",)):
+    site: str
+    value: float
+
+
+class Brief(Measurement, series="brief", tags=("site",), retention="30d"):
+    site: str = "a"
+
+
+def delay(number: int, **changes: Any) -> Delay:
+    fields = {"time": START + timedelta(minutes=number), "flight": f"KM{number}", "origin": "JFK", "minutes": 1.0}
+    return Delay(**{**fields, **changes})
+
+
+def reading(number: int) -> Reading:
+    return Reading(time=START + timedelta(seconds=number), site=f"s{number % 3}", value=float(number))
+
+
+@pytest.fixture(params=[True, False], ids=["apache", "plain"])
+async def access(request: pytest.FixtureRequest, timescaledb: testbed.Server) -> AsyncIterator[Access]:
+    async for made in project_on(timescaledb, extension=request.param):
+        yield made
+
+
+@pytest.fixture
+async def apache(timescaledb: testbed.Server) -> AsyncIterator[Access]:
+    async for made in project_on(timescaledb, extension=True):
+        yield made
+
+
+async def project_on(server: testbed.Server, *, extension: bool) -> AsyncIterator[Access]:
+    name = f"p-{secrets.token_hex(5)}"
+    async with TimescaleAdmin(admin_url(server), extension=extension) as operator:
+        yield await operator.provision(name)
+        await server.wait_until_ready()
+        await operator.deprovision(name, force=True)
+
+
+def store_of(access: Access, port: int | None = None, **settings: Any) -> TimescaleStore:
+    url = access.url.reveal()
+    if port is not None:
+        head, _, tail = url.partition("@127.0.0.1:")
+        url = f"{head}@127.0.0.1:{port}/{tail.partition('/')[2]}"
+    return TimescaleStore(url, project=access.project, settings=TimescaleSettings(**settings))
+
+
+# Tables
+
+
+async def test_a_series_is_a_hypertable_with_its_indexes(apache: Access) -> None:
+    async with store_of(apache, chunk_interval="1d") as store, store.connection() as connection:
+        await store.append(delay(0), delay(3000), reading(0))
+        chunks = await connection.fetch_value("SELECT count(*) FROM show_chunks('delays')")
+        assert chunks == 3 or chunks == 2
+        indexes = {
+            row[0].partition(" USING ")[2]
+            for row in await connection.fetch(
+                "SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema() AND tablename = 'delays'"
+            )
+        }
+        assert indexes == {'btree ("time", flight)', 'btree (origin, "time")'}
+
+
+async def test_what_the_tier_lacks_names_the_tier_that_has_it(access: Access) -> None:
+    async with store_of(access) as store:
+        for call in (
+            store.compress(Delay, older_than="7d"),
+            store.keep_aggregate("hourly", Delay, every="1h", values={"minutes": "mean"}),
+        ):
+            with pytest.raises(Unsupported, match="TimescaleDB Community does") as lacking:
+                await call
+            assert ("Apache-2" if store.tier == "apache" else "plain PostgreSQL") in str(lacking.value)
+
+
+async def test_a_new_optional_field_is_added_and_old_rows_lack_it(access: Access) -> None:
+    class Wider(Measurement, series="delays", tags=("origin", "gate"), unique=("flight",)):
+        flight: str
+        origin: str
+        minutes: float | None = None
+        gate: str | None = None
+
+    async with store_of(access) as old, store_of(access) as new:
+        await old.append(delay(0))
+        assert [row.gate async for row in new.read(Wider)] == [None]
+        await new.append(Wider(time=START, flight="KM9", origin="EWR", gate="B7"))
+        assert [row.gate for row in await new.latest(Wider, by=("gate",))] == [None, "B7"]
+        await old.append(delay(1))  # the version before goes on beside it
+        assert [row.flight async for row in old.read(Delay)] == ["KM0", "KM9", "KM1"]
+
+
+async def test_a_class_that_does_not_fit_is_refused_with_advice(access: Access) -> None:
+    class Retyped(Measurement, series="delays", tags=("origin",), unique=("flight",)):
+        flight: str
+        origin: str
+        minutes: str | None = None
+
+    class Stricter(Measurement, series="delays", tags=("origin",), unique=("flight",)):
+        flight: str
+        origin: str
+        minutes: float | None = None
+        gate: str
+
+    class Rekeyed(Measurement, series="delays", tags=("origin",), unique=("flight", "origin")):
+        flight: str
+        origin: str
+        minutes: float | None = None
+
+    async with store_of(access) as store:
+        await store.append(delay(0))
+        for wrong, advice in (
+            (Retyped(time=START, flight="x", origin="x"), "series of its own"),
+            (Stricter(time=START, flight="x", origin="x", gate="B"), "give it a default"),
+            (Rekeyed(time=START, flight="x", origin="x"), "series of its own"),
+        ):
+            with pytest.raises(Conflict, match=advice):
+                await store.append(wrong)
+        assert [row async for row in store.read(Delay)] == [delay(0)]
+
+
+async def test_replicas_that_start_at_once_make_one_table(access: Access) -> None:
+    stores = [store_of(access, pool_size=2) for _ in range(6)]
+    await asyncio.gather(*(store.open() for store in stores))
+    try:
+        new = await asyncio.gather(*(store.append(*map(delay, range(20))) for store in stores))
+        assert sum(new) == 20
+    finally:
+        await asyncio.gather(*(store.close() for store in stores))
+
+
+async def test_awkward_names_are_no_trap(access: Access) -> None:
+    class Awkward(Measurement, series="order", tags=("select", "User"), unique=("table",)):
+        select: str
+        User: str
+        table: int
+        end: float
+
+    async with store_of(access) as store:
+        row = Awkward(time=START, select="'; DROP TABLE x --", User="$1", table=1, end=1.0)
+        assert await store.append(row, row) == 1
+        assert await store.latest(Awkward, by=("select", "User"), where={"select": row.select}) == [row]
+        (found,) = await store.aggregate(Awkward, values={"end": ["first", "last"]}, by=("User",))
+        assert (found["User"], found["end_first"], found["end_last"]) == ("$1", 1.0, 1.0)
+
+
+# Transactions and sessions
+
+
+async def test_an_append_commits_and_goes_with_its_transaction(access: Access) -> None:
+    async with store_of(access) as store:
+        await store.append(delay(0), reading(0))
+        with pytest.raises(RuntimeError):
+            async with store.transaction() as transaction:
+                assert await store.append(delay(1), reading(1), transaction=transaction) == 2
+                assert await store.append_all([delay(2), delay(2)], transaction=transaction) == 1
+                assert await transaction.fetch_value("SELECT count(*) FROM delays") == 3
+                raise RuntimeError
+        assert len([row async for row in store.read(Delay)]) == 1
+        async with store.transaction() as transaction:
+            await store.append(delay(1), transaction=transaction)
+            await store.append(delay(2), transaction=transaction)
+            assert len([row async for row in store.read(Delay)]) == 1
+        assert len([row async for row in store.read(Delay)]) == 3
+
+
+async def test_own_sql_runs_as_the_projects_role_in_its_schema(access: Access) -> None:
+    async with store_of(access) as store:
+        await store.append(delay(0), delay(1, minutes=3.0))
+        async with store.connection() as connection:
+            assert await connection.fetch_value("SELECT current_user") == access.role
+            assert await connection.fetch_value("SELECT avg(minutes) FROM delays WHERE origin = $1", "JFK") == 2.0
+            await connection.execute("SET search_path = pg_catalog; SET ROLE NONE")
+        async with store.connection() as connection:
+            assert await connection.fetch_value("SELECT count(*) FROM delays") == 2
+
+
+async def test_behind_a_transaction_pooler_all_but_sessions_works(access: Access) -> None:
+    async with store_of(access, transaction_pooler=True) as store:
+        assert await store.append(*map(delay, range(3))) == 3
+        assert await store.append_all(map(reading, range(5000))) == 5000
+        assert len([row async for row in store.read(Reading)]) == 5000
+        with pytest.raises(Unsupported, match="pooler"):
+            async with store.connection():
+                pass
+
+
+async def test_a_service_finds_the_store_by_its_scheme(access: Access, kmp_environment: Any) -> None:
+    kmp_environment.set("KMP_PROJECT", access.project)
+    kmp_environment.set("KMP_STORAGE_TIMESERIES_URL", access.url.reveal().replace(f":{password_of(access)}@", "@"))
+    kmp_environment.set("KMP_STORAGE_TIMESCALE_PASSWORD_SECRET", "db-password")
+    kmp_environment.set("KMP_SECRET_DB_PASSWORD", password_of(access))
+    async with Service("delays") as service:
+        store = await service.get(TimeSeriesStore)
+        assert isinstance(store, TimescaleStore)
+        assert await store.append(delay(0)) == 1
+
+
+def password_of(access: Access) -> str:
+    assert access.password is not None
+    return access.password.reveal()
+
+
+# Retention
+
+
+async def test_old_chunks_are_dropped_and_old_rows_deleted(access: Access) -> None:
+    now = datetime.now(UTC)
+    ages = [timedelta(days=400), timedelta(days=200), timedelta(days=31), timedelta(days=29), timedelta(0)]
+    async with store_of(access, sweep_every="0s") as store:
+        await store.append(*(Brief(time=now - age) for age in ages))
+        assert [now - row.time for row in [row async for row in store.read(Brief)]] == ages[3:]
+        if store.tier == "apache":
+            async with store.connection() as connection:
+                assert await connection.fetch_value("SELECT count(*) FROM show_chunks('brief')") <= 4
+
+
+async def test_a_sweep_that_is_blocked_does_not_fail_the_append(access: Access) -> None:
+    now = datetime.now(UTC)
+    async with store_of(access, sweep_every="0s") as store:
+        await store.append(Brief(time=now))
+        async with store.transaction() as transaction:
+            await transaction.execute("LOCK TABLE brief IN SHARE ROW EXCLUSIVE MODE")
+            append = store.append(Brief(time=now - timedelta(days=99)), timeout="20s")
+            task = asyncio.ensure_future(append)
+            await asyncio.sleep(0.2)
+        assert await task == 1
+
+
+# Bad input
+
+
+async def test_wrong_values_name_row_and_field_and_never_themselves(access: Access) -> None:
+    async with store_of(access) as store:
+        wrong = reading(3).model_copy(update={"value": "hunter2"})
+        for call in (store.append(reading(0), wrong), store.append_all(iter([reading(0), wrong]))):
+            with pytest.raises(InvalidInput) as refused:
+                await call
+            assert (refused.value.row, refused.value.field) == (1, "value")
+            assert "hunter2" not in str(refused.value)
+        with pytest.raises(InvalidInput, match="64 bits"):
+            await store.append(Reading(time=START, site="a", value=1.0).model_copy(update={"value": 10**400}))
+        edge = datetime.max.replace(tzinfo=UTC)
+        assert await store.append(Reading(time=edge, site="edge", value=1.0)) == 1
+        assert [row.time async for row in store.read(Reading, where={"site": "edge"})] == [edge]
+
+
+# Memory
+
+
+async def test_streams_are_flat_in_memory(access: Access) -> None:
+    process = psutil.Process()
+
+    def source() -> Iterator[Reading]:
+        ready = [reading(number) for number in range(1000)]
+        for _ in range(300):
+            yield from ready
+
+    async with store_of(access) as store:
+        await store.append_all(map(reading, range(20_000)))
+        before, most = process.memory_info().rss, 0
+        assert await store.append_all(source()) == 300_000
+        most = process.memory_info().rss
+        seen = 0
+        async for _ in store.read(Reading):
+            seen += 1
+            if seen % 20_000 == 0:
+                most = max(most, process.memory_info().rss)
+        assert seen == 320_000
+        assert most - before < 48 << 20
+
+
+# Faults
+
+
+async def test_calls_into_a_black_hole_end_with_their_deadline(
+    apache: Access, timescaledb: testbed.Server, proxies: faults.Proxies
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def read(store: TimescaleStore) -> None:
+        async for _ in store.read(Reading, timeout="500ms"):
+            pass
+
+    with proxies.before(timescaledb) as proxy:
+        store = store_of(apache, proxy.port)
+        await store.open()
+        await store.append(reading(0), delay(0))
+        proxy.black_hole()
+        for call in (
+            lambda: store.append(reading(1), timeout="500ms"),
+            lambda: store.append(delay(1), timeout="500ms"),
+            lambda: store.append_all(map(reading, range(100)), timeout="500ms"),
+            lambda: store.latest(Reading, timeout="500ms"),
+            lambda: store.aggregate(Reading, values={"value": "mean"}, timeout="500ms"),
+            lambda: store.erase(Reading, where={"site": "s0"}, timeout="500ms"),
+        ):
+            began = loop.time()
+            with pytest.raises((DeadlineExceeded, Unavailable)):
+                await call()
+            assert loop.time() - began < 0.5 + 0.5, "the deadline, and the event loop's own stall on a busy machine"
+        with pytest.raises((DeadlineExceeded, Unavailable)):
+            async with deadline("500ms"):
+                await read(store)
+        began = loop.time()
+        await store.close()
+        assert loop.time() - began < 10
+
+
+async def test_acknowledged_rows_survive_a_killed_server_that_is_used_again_at_once(
+    access: Access, timescaledb: testbed.Server
+) -> None:
+    acknowledged: list[int] = []
+    async with store_of(access) as store:
+        await store.append(delay(10_000))
+
+        async def write() -> None:
+            for number in range(10_000):
+                await store.append(delay(number))
+                acknowledged.append(number)
+
+        writing = asyncio.ensure_future(write())
+
+        async def enough() -> bool:
+            return len(acknowledged) > 50
+
+        await until(enough)
+        timescaledb.kill()
+        with pytest.raises(BackendError):
+            await writing
+        for _ in range(6):  # and the breaker learns it
+            with pytest.raises(KmpError):
+                await store.latest(Delay, timeout="1s")
+        timescaledb.start_again()
+        await timescaledb.wait_until_ready()
+
+        async def back() -> bool:
+            try:
+                return bool(await store.latest(Delay))
+            except BackendError:
+                return False
+
+        await until(back, 5)
+        found = {row.flight async for row in store.read(Delay)}
+        assert {f"KM{number}" for number in acknowledged} <= found
+        assert len(found) <= len(acknowledged) + 2, "at most the row whose answer was lost"
+        assert await store.append(delay(acknowledged[0])) == 0
+
+
+async def test_cancelled_calls_leave_every_later_answer_right(
+    apache: Access, timescaledb: testbed.Server, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+        async with store_of(apache, proxy.port, pool_size=4) as store:
+            await store.append_all(map(reading, range(300)))
+            proxy.slow(5, jitter=5)
+            for round_ in range(25):
+                calls = [asyncio.ensure_future(store.latest(Reading, where={"site": f"s{n % 3}"})) for n in range(12)]
+                await asyncio.sleep(0.002 * (round_ % 8))
+                for call in calls[::2]:
+                    call.cancel()
+                for number, outcome in enumerate(await asyncio.gather(*calls, return_exceptions=True)):
+                    if isinstance(outcome, BaseException):
+                        assert isinstance(outcome, asyncio.CancelledError)
+                    else:
+                        assert [row.site for row in outcome] == [f"s{number % 3}"]
+            assert store.pool.in_use == 0
+
+
+async def test_a_thousand_callers_are_served_by_ten_connections_or_refused(apache: Access) -> None:
+    async with store_of(apache, acquire_timeout="500ms") as store:
+        outcomes = await asyncio.gather(
+            *(store.append(reading(number)) for number in range(1000)), return_exceptions=True
+        )
+        stored = sum(1 for outcome in outcomes if outcome == 1)
+        assert {type(outcome) for outcome in outcomes} <= {int, PoolExhausted, BreakerOpen}
+        assert len([row async for row in store.read(Reading)]) == stored > 0
+
+
+async def test_readiness_follows_the_server_and_closing_ends_without_it(
+    apache: Access, timescaledb: testbed.Server
+) -> None:
+    store = store_of(apache, pool_size=2)
+    await store.open()
+    await store.check()
+    timescaledb.pause()
+    try:
+        with pytest.raises((DeadlineExceeded, Unavailable)):
+            await store.check()
+        began = asyncio.get_running_loop().time()
+        await store.close()
+        assert asyncio.get_running_loop().time() - began < 10
+    finally:
+        timescaledb.unpause()
+    await timescaledb.wait_until_ready()
+
+
+async def test_a_missing_driver_says_what_to_install() -> None:
+    code = "import sys; sys.modules['asyncpg'] = None\ntry:\n import kmp_storage.timescale\nexcept ImportError as e: print(e)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert b"pip install" in output
+    assert b"[timescale]" in output or b"[postgres]" in output
+
+
+async def test_one_persons_rows_are_gone_from_every_chunk(access: Access, timescaledb: testbed.Server) -> None:
+    async with store_of(access, chunk_interval="1d") as store:
+        await store.append(*(Reading(time=START + timedelta(days=n), site=f"s{n % 2}", value=1.0) for n in range(20)))
+        assert await store.erase(Reading, where={"site": "s1"}) == 10
+    async with admin(timescaledb, access.database) as connection:
+        assert await connection.fetchval(f'SELECT count(*) FROM "{access.schema}".readings WHERE site = $1', "s1") == 0
