@@ -1,0 +1,196 @@
+"""Transactions with deadlines: each of ours is the server's too, and what a cancelled call leaves is never used again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from typing import Any, Literal, LiteralString, TypeVar, cast
+
+from kmp_core.breaker import Breaker
+from kmp_core.deadlines import deadline, remaining
+from kmp_core.errors import DeadlineExceeded, InvalidInput, OutcomeUnknown, Unavailable
+from kmp_core.plugins import extra
+from kmp_core.retries import Retries
+from kmp_storage.neo4j.address import Neo4jAddress
+from kmp_storage.neo4j.errors import BACKEND, ERRORS, LOST
+from kmp_storage.neo4j.settings import Neo4jSettings
+
+with extra("neo4j", install="kmp-storage[neo4j]"):
+    import neo4j
+    from neo4j.exceptions import DriverError
+
+__all__ = ["Access", "Connections", "Transaction"]
+
+T = TypeVar("T")
+Access = Literal["READ", "WRITE"]
+Transaction = neo4j.AsyncTransaction
+
+_GRACE_SECONDS = 2.0
+
+
+class Connections:
+    """The driver of one store. Every call sees what the calls before it did: bookmarks go from one to the next."""
+
+    def __init__(self, address: Neo4jAddress, settings: Neo4jSettings) -> None:
+        self._settings = settings
+        self._bookmarks = neo4j.AsyncGraphDatabase.bookmark_manager()
+        # A pause that is short enough to be back within seconds of the server's return.
+        self._retries = Retries(BACKEND, breaker=Breaker(BACKEND, longest_pause="2s"))
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._closed = False
+        with ERRORS.translating():
+            self._driver = address.driver(
+                max_connection_pool_size=settings.pool_size,
+                connection_acquisition_timeout=settings.acquire_timeout.total_seconds(),
+                connection_timeout=settings.connect_timeout.total_seconds(),
+                connection_write_timeout=settings.timeout.total_seconds(),
+                notifications_min_severity=neo4j.NotificationMinimumSeverity.OFF,
+                telemetry_disabled=True,
+            )
+
+    async def bookmarks(self) -> frozenset[str]:
+        """Where the calls so far have left the graph."""
+        return frozenset(await self._bookmarks.get_bookmarks())
+
+    async def follow(self, bookmarks: Iterable[str]) -> None:
+        """Have the next calls see at least this."""
+        await self._bookmarks.update_bookmarks((), bookmarks)
+
+    async def close(self) -> None:
+        """Let running calls end for a moment, then close everything."""
+        self._closed = True
+        if self._running:
+            self._idle.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), _GRACE_SECONDS)
+        # A server that is gone answers no goodbye; the driver kills its connections where closing is cancelled.
+        with suppress(TimeoutError, OSError, DriverError):
+            await asyncio.wait_for(self._driver.close(), _GRACE_SECONDS)
+
+    async def read(self, work: Callable[[Transaction], Awaitable[T]], *, seconds: float | None) -> T:
+        """Do the work in a transaction that reads; again where it failed in a way that passes."""
+        return await self._call(partial(self._transact, work, "READ"), seconds, idempotent=True)
+
+    async def write(self, work: Callable[[Transaction], Awaitable[T]], *, seconds: float | None) -> T:
+        """Do idempotent work in a transaction that writes, all or nothing; again where nothing came of it."""
+        return await self._call(partial(self._transact, work, "WRITE"), seconds, idempotent=True)
+
+    async def run(
+        self, cypher: str, parameters: Mapping[str, Any], *, seconds: float | None, idempotent: bool
+    ) -> list[neo4j.Record]:
+        """Run one statement in a transaction of its own, as the server runs it."""
+        return await self._call(partial(self._run, cypher, parameters), seconds, idempotent=idempotent)
+
+    async def probe(self, *, seconds: float | None) -> None:
+        """Ask the server for an answer, whatever the breaker thinks."""
+        async with deadline(seconds, what="asking Neo4j", backend=BACKEND):
+            await self._run("RETURN 1", {})
+
+    async def stream(
+        self, cypher: str, parameters: Mapping[str, Any], *, seconds: float | None
+    ) -> AsyncIterator[neo4j.Record]:
+        """Records as they come, with flat memory; `seconds` bounds the wait for each."""
+        with self._counted():
+            async with self._session("WRITE") as session:
+                async with self._chunk(seconds):
+                    result = await session.run(_query(cypher, remaining=None), dict(parameters))
+                while True:
+                    async with self._chunk(seconds):
+                        record = await anext(result, None)
+                    if record is None:
+                        return
+                    yield record
+
+    async def _call(self, work: Callable[[], Awaitable[T]], seconds: float | None, *, idempotent: bool) -> T:
+        with self._counted():
+            async with deadline(seconds, what="the call to Neo4j", backend=BACKEND):
+                return await self._retries.call(work, idempotent=idempotent)
+
+    async def _transact(self, work: Callable[[Transaction], Awaitable[T]], access: Access) -> T:
+        with self._translating():
+            async with self._session(access) as session:
+                transaction = await session.begin_transaction(timeout=_server_timeout())
+                async with transaction:
+                    result = await work(transaction)
+                    await _commit(transaction, access)
+                return result
+
+    async def _run(self, cypher: str, parameters: Mapping[str, Any]) -> list[neo4j.Record]:
+        with self._translating():
+            async with self._session("WRITE") as session:
+                try:
+                    result = await session.run(_query(cypher, remaining=_server_timeout()), dict(parameters))
+                    return [record async for record in result]
+                except LOST as error:
+                    # The statement may have been on its way, and it commits by itself.
+                    raise Unavailable(
+                        f"Neo4j does not answer: {error}", backend=BACKEND, outcome_unknown=True
+                    ) from error
+                except (TypeError, ValueError, OverflowError) as error:
+                    raise InvalidInput("parameters", f"cannot be sent to Neo4j: {error}") from error
+
+    @asynccontextmanager
+    async def _session(self, access: Access) -> AsyncIterator[neo4j.AsyncSession]:
+        session = self._driver.session(
+            database=self._settings.database,
+            default_access_mode=access,
+            bookmark_manager=self._bookmarks,
+            fetch_size=self._settings.fetch_items,
+        )
+        try:
+            yield session
+        except asyncio.CancelledError:
+            # Mid-exchange the answer is still to come: the connection goes, and with it the server's transaction.
+            session.cancel()
+            raise
+        finally:
+            await session.close()
+
+    @asynccontextmanager
+    async def _chunk(self, seconds: float | None) -> AsyncIterator[None]:
+        with self._translating():
+            async with deadline(seconds, what="the next part of the stream", backend=BACKEND):
+                yield
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            with ERRORS.translating():
+                yield
+        except Exception as error:
+            # Closing takes the connections away from under a call, which the driver reports in many ways.
+            if not self._closed or isinstance(error, Unavailable | DeadlineExceeded):
+                raise
+            raise OutcomeUnknown("the store was closed while the call was running", backend=BACKEND) from error
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+
+async def _commit(transaction: Transaction, access: Access) -> None:
+    try:
+        await transaction.commit()
+    except LOST as error:
+        if access == "READ":
+            raise
+        raise OutcomeUnknown("Neo4j was lost while it was to commit", backend=BACKEND) from error
+
+
+def _server_timeout() -> float | None:
+    """What is left of the call's time, for the server: to it, zero would be for ever."""
+    left = remaining()
+    return None if left is None else max(left, 0.001)
+
+
+def _query(cypher: str, *, remaining: float | None) -> neo4j.Query:
+    return neo4j.Query(cast(LiteralString, cypher), timeout=remaining)

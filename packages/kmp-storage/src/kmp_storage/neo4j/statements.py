@@ -1,0 +1,125 @@
+"""The Cypher of the store. Values are parameters; names, which cannot be, come from an allow-list and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from kmp_core.errors import InvalidInput
+from kmp_storage.neo4j.codec import EdgeCodec, NodeCodec
+
+__all__ = [
+    "CLAIM",
+    "EDGES",
+    "NODES",
+    "OWNER",
+    "constraint",
+    "delete_node",
+    "find",
+    "get_node",
+    "list_edges",
+    "merge_edges",
+    "merge_nodes",
+    "name",
+    "step",
+]
+
+# Neither a backtick nor a backslash can be in it: Cypher reads \u0060 as a backtick before it looks for names.
+_NAME = re.compile(r"_?[A-Za-z][A-Za-z0-9_]{0,127}", re.ASCII)
+
+OWNER = (
+    "CREATE CONSTRAINT `kmp_owner` IF NOT EXISTS FOR (owner:`_KmpOwner`) REQUIRE owner.`instance` IS UNIQUE"
+)
+CLAIM = (
+    "MERGE (owner:`_KmpOwner` {`instance`: 1}) ON CREATE SET owner.`project` = $project RETURN owner.`project`"
+)
+
+
+def name(text: str) -> str:
+    """A label, type or property, quoted. Raises `InvalidInput` for what could be read as anything else."""
+    if not isinstance(text, str) or _NAME.fullmatch(text) is None:
+        raise InvalidInput("name", "must be letters, digits and '_' to stand in Cypher", example='"Airport"')
+    return f"`{text}`"
+
+
+def constraint(node: NodeCodec[Any]) -> str:
+    """What makes the key a key: at most one node of the label has it, and it is found by an index."""
+    label, key = name(node.label), name(node.property)
+    called = name(f"kmp_{node.label}_{node.property}")
+    return f"CREATE CONSTRAINT {called} IF NOT EXISTS FOR (n:{label}) REQUIRE n.{key} IS UNIQUE"
+
+
+def merge_nodes(node: NodeCodec[Any], *, compares: bool) -> str:
+    """Create or update nodes of one class from `$rows` of k (key), p (properties) and, with `compares`, c."""
+    return f"UNWIND $rows AS row MERGE (n:{name(node.label)} {{{name(node.property)}: row.k}}) {_update('n', compares)}"
+
+
+def merge_edges(edge: EdgeCodec[Any], *, compares: bool) -> str:
+    """The same for edges of one class, with s and t, the keys of their ends, which are created where they are not."""
+    return (
+        f"UNWIND $rows AS row "
+        f"MERGE (s:{name(edge.source.label)} {{{name(edge.source.property)}: row.s}}) "
+        f"MERGE (t:{name(edge.target.label)} {{{name(edge.target.property)}: row.t}}) "
+        f"MERGE (s)-[r:{name(edge.type)}]->(t) {_update('r', compares)}"
+    )
+
+
+def _update(thing: str, compares: bool) -> str:
+    # Setting what is not there takes the write lock and writes nothing: of two who make the same change at once, one
+    # counts it.
+    lock = f"ON MATCH SET {thing}.`_` = null WITH row, {thing}, properties({thing}) AS before SET {thing} += row.p "
+    if compares:
+        # What counts is the first of several changes in one call; how many of the others count is known already.
+        return (
+            f"{lock} WITH row, before WHERE any(k IN keys(row.c) WHERE "
+            "coalesce(before[k] <> row.c[k], (before[k] IS NULL) <> (row.c[k] IS NULL))) RETURN count(*) AS changed"
+        )
+    return f"{lock} WITH {thing}, before WHERE before <> properties({thing}) RETURN count(*) AS changed"
+
+
+def get_node(node: NodeCodec[Any]) -> str:
+    """The properties of the node whose key is `$key`."""
+    return f"MATCH (n:{name(node.label)} {{{name(node.property)}: $key}}) RETURN properties(n)"
+
+
+def delete_node(node: NodeCodec[Any]) -> str:
+    """Delete the node whose key is `$key`, with its edges."""
+    return f"MATCH (n:{name(node.label)} {{{name(node.property)}: $key}}) DETACH DELETE n"
+
+
+def list_edges(edge: EdgeCodec[Any], *, limited: bool) -> str:
+    """The ends and properties of all edges of a class, in the order of their ends; at most `$limit`."""
+    source, target = f"s.{name(edge.source.property)}", f"t.{name(edge.target.property)}"
+    return (
+        f"MATCH (s:{name(edge.source.label)})-[r:{name(edge.type)}]->(t:{name(edge.target.label)}) "
+        f"RETURN {source}, {target}, properties(r) ORDER BY {source}, {target}{' LIMIT $limit' if limited else ''}"
+    )
+
+
+def identity(node: str, codecs: Sequence[NodeCodec[Any]]) -> str:
+    """An expression: the label of ours that a node has, and its key; its first label where none is ours."""
+    cases = "".join(
+        f" WHEN {node}:{name(codec.label)} THEN ['{codec.label}', {node}.{name(codec.property)}]" for codec in codecs
+    )
+    return f"CASE{cases} ELSE [coalesce(head(labels({node})), ''), ''] END"
+
+
+def step(types: Sequence[str], direction: str, codecs: Sequence[NodeCodec[Any]]) -> str:
+    """One step from the nodes `$ids`: where from, where to, the edge and whether it points that way."""
+    left, right = {"out": ("-", "->"), "in": ("<-", "-"), "both": ("-", "-")}[direction]
+    pattern = "|".join(map(name, types))
+    return (
+        "UNWIND $ids AS id MATCH (a) WHERE elementId(a) = id "
+        f"MATCH (a){left}[r:{pattern}]{right}(b) "
+        f"RETURN id, elementId(b), {identity('b', codecs)}, elementId(r), type(r), elementId(startNode(r)) = id"
+    )
+
+
+def find(node: NodeCodec[Any]) -> str:
+    """The identity within this transaction of the node whose key is `$key`."""
+    return f"MATCH (n:{name(node.label)} {{{name(node.property)}: $key}}) RETURN elementId(n)"
+
+
+NODES = "UNWIND $ids AS id MATCH (n) WHERE elementId(n) = id RETURN id, properties(n)"
+EDGES = "UNWIND $ids AS id MATCH ()-[r]->() WHERE elementId(r) = id RETURN id, properties(r)"
