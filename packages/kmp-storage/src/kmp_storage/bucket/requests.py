@@ -1,0 +1,146 @@
+"""The requests of S3 that obstore has no call for, each signed, bounded and with a typed error.
+
+obstore begins multi-part uploads that it cannot abort or make conditional, copies without a new description, lists by
+whole path segments, and does not show the checksums that the server keeps: those are asked for here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from http import HTTPStatus
+from xml.etree import ElementTree
+
+from kmp_core.errors import (
+    BackendError,
+    Conflict,
+    InvalidInput,
+    KmpError,
+    LifecycleError,
+    NotFound,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
+from kmp_core.http.errors import table_for
+from kmp_core.plugins import extra
+from kmp_storage.bucket.address import Address
+from kmp_storage.bucket.signing import encode_path, encode_query, signed
+
+with extra("httpx", install="kmp-storage[buckets]"):
+    import httpx
+
+__all__ = ["Answer", "Requests", "texts"]
+
+Answer = httpx.Response
+
+_BACKEND = "s3"
+_UNKNOWN_CALLER = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
+# What servers that keep objects as files cannot hold, which Amazon's can (versitygw's own codes).
+_UNSTORABLE = {
+    "KeyTooLongError": "is longer, or has a longer segment, than this server can hold",
+    "ObjectParentIsFile": "lies below another object, which this server cannot hold",
+    "ExistingObjectIsDirectory": "has other objects below it, beside which this server cannot hold it",
+}
+_MISSED = frozenset({HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT})
+
+
+class Requests:
+    """Signed requests about one bucket, or with `bucket=""` about the server."""
+
+    def __init__(self, address: Address, bucket: str, *, connections: int) -> None:
+        self._address = address
+        self._bucket = bucket
+        # The caller's deadline bounds everything; httpx keeps no time of its own.
+        self._client = httpx.AsyncClient(
+            timeout=None,  # noqa: S113
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            verify=address.tls_context(),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def path(self, key: str) -> str:
+        """Where an object is, encoded for a request."""
+        return encode_path("/" + "/".join(part for part in (self._bucket, key) if part))
+
+    async def send(
+        self,
+        method: str,
+        key: str = "",
+        *,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: bytes = b"",
+        content_hash: str | None = None,
+    ) -> Answer:
+        """Send one request and return the answer, or raise what it stands for."""
+        path, text = self.path(key), encode_query(query or {})
+        sent = signed(
+            method,
+            host=self._address.authority,
+            path=path,
+            query=text,
+            headers=headers or {},
+            content_hash=content_hash or hashlib.sha256(content).hexdigest(),
+            key=await self._address.keys(),
+            region=self._address.region,
+        )
+        if self._client.is_closed:
+            raise LifecycleError("the bucket was closed while the call was running")
+        url = f"{self._address.endpoint}{path}" + (f"?{text}" if text else "")
+        with table_for(method, _BACKEND).translating():
+            answer = await self._client.request(method, url, headers=sent, content=content)
+        error = _error(answer, key, self._bucket)
+        if error is not None:
+            raise error
+        return answer
+
+
+def texts(answer: Answer, name: str) -> list[str]:
+    """The texts of all elements of this name in an answer, whatever their namespace."""
+    try:
+        root = ElementTree.fromstring(answer.content)  # noqa: S314 - expat refuses to expand entities without end
+    except ElementTree.ParseError as error:
+        raise BackendError("the S3 server gave an answer that cannot be read", backend=_BACKEND) from error
+    return [element.text or "" for element in root.iter() if element.tag.rpartition("}")[2] == name]
+
+
+def _error(answer: Answer, key: str, bucket: str) -> KmpError | None:
+    # A completed upload or copy may fail after its status was sent: then the body is an error.
+    if not answer.is_error and b"<Error>" not in answer.content[:300]:
+        return None
+    code = next(iter(texts(answer, "Code")), "") if answer.content else ""
+    status = answer.status_code
+    return _about_key(status, code, key) or _about_access(status, code, bucket) or _about_server(status, code, key)
+
+
+def _about_key(status: int, code: str, key: str) -> KmpError | None:
+    if code in _UNSTORABLE:
+        return InvalidInput("key", _UNSTORABLE[code], example='"reports/2013/january.html"', key=key)
+    if key and code != "NoSuchBucket" and (status == HTTPStatus.NOT_FOUND or code == "NoSuchUpload"):
+        return NotFound(f"nothing is stored under {key!r}", key=key)
+    if key and status in _MISSED:
+        return Conflict(f"what is stored under {key!r} is not what was expected", key=key)
+    return None
+
+
+def _about_access(status: int, code: str, bucket: str) -> KmpError | None:
+    if status == HTTPStatus.UNAUTHORIZED or code in _UNKNOWN_CALLER:
+        return Unauthenticated("invalid", message="the S3 server refused the access key or its secret")
+    if status == HTTPStatus.FORBIDDEN:
+        return PermissionDenied(f"the S3 server refused access to the bucket {bucket!r}")
+    if status == HTTPStatus.NOT_FOUND:
+        return NotFound(f"there is no bucket {bucket!r}: provision it, or name another in the URL")
+    return Conflict(f"the bucket {bucket!r} stands in the way ({code})") if status in _MISSED else None
+
+
+def _about_server(status: int, code: str, key: str) -> KmpError:
+    if status == HTTPStatus.NOT_IMPLEMENTED:
+        return Unsupported(code or "this request", provider="the S3 server")
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.OK):
+        return Unavailable(f"the S3 server failed with {status} {code}", backend=_BACKEND, outcome_unknown=True)
+    return BackendError(f"the S3 server refused the request with {status} {code}", backend=_BACKEND, key=key)

@@ -1,0 +1,164 @@
+"""Put a content that is larger than one part: whole at the end, and nothing of it where it is given up on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from kmp_core.deadlines import deadline, detached
+from kmp_core.errors import InvalidInput, KmpError, NotFound
+from kmp_storage.bucket.requests import Answer, Requests, texts
+
+__all__ = ["Uploads", "checksum_header"]
+
+T = TypeVar("T")
+
+_MOST_PARTS = 10_000
+_ABORT_SECONDS = 30.0
+_CHECKSUM = "x-amz-checksum-sha256"
+
+
+def checksum_header(content: bytes) -> tuple[str, dict[str, str]]:
+    """The SHA-256 of a content in hexadecimal, and the header by which the server verifies and keeps it."""
+    digest = hashlib.sha256(content).digest()
+    return digest.hex(), {_CHECKSUM: base64.b64encode(digest).decode()}
+
+
+class Uploads:
+    """The uploads in parts of one bucket, and the clean-up of those that failed."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+        self._cleaning: set[asyncio.Task[Any]] = set()
+
+    async def put(
+        self,
+        key: str,
+        parts: AsyncIterator[bytes],
+        *,
+        description: Mapping[str, str],
+        condition: Mapping[str, str],
+        seconds: float | None,
+    ) -> tuple[str, int]:
+        """Send the parts and return the ETag and the size; `seconds` bounds each step. Aborts where it fails."""
+        upload = await self._begin(key, description, seconds)
+        try:
+            done, size = await self._send(key, upload, parts, seconds)
+            async with deadline(seconds, what=f"completing {key!r}", backend="s3"):
+                listed = "".join(done)
+                content = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
+                answer = await self._requests.send(
+                    "POST", key, query={"uploadId": upload}, headers=condition, content=content
+                )
+        except BaseException:
+            await self._regardless(self._abort(key, upload))
+            raise
+        return texts(answer, "ETag")[0].strip('"'), size
+
+    async def _begin(self, key: str, description: Mapping[str, str], seconds: float | None) -> str:
+        headers = {"x-amz-checksum-algorithm": "SHA256", **description}
+        create = self._task(self._requests.send("POST", key, query={"uploads": ""}, headers=headers))
+        try:
+            async with deadline(seconds, what=f"beginning to put {key!r}", backend="s3"):
+                return texts(await asyncio.shield(create), "UploadId")[0]
+        except BaseException:
+            # The answer names what has to be aborted: it is waited for where the caller no longer is.
+            self._task(self._abort_begun(key, create))
+            raise
+
+    async def _send(
+        self, key: str, upload: str, parts: AsyncIterator[bytes], seconds: float | None
+    ) -> tuple[list[str], int]:
+        """Send one part while the next is being received."""
+        done: list[str] = []
+        size = number = 0
+        running: asyncio.Task[str] | None = None
+        try:
+            async for part in parts:
+                number, size = number + 1, size + len(part)
+                if number > _MOST_PARTS:
+                    problem = f"has more than {_MOST_PARTS} parts"
+                    raise InvalidInput("content", problem, example="KMP_STORAGE_S3_PART_BYTES=64MiB", key=key)
+                if running is not None:
+                    done.append(await running)
+                running = asyncio.create_task(self._part(key, upload, number, part, seconds), context=detached())
+                del part
+            if running is not None:
+                done.append(await running)
+        except BaseException:
+            if running is not None:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+            raise
+        return done, size
+
+    async def _part(self, key: str, upload: str, number: int, content: bytes, seconds: float | None) -> str:
+        checksum, header = await asyncio.to_thread(checksum_header, content)
+        query = {"partNumber": str(number), "uploadId": upload}
+        async with deadline(seconds, what=f"putting part {number} of {key!r}", backend="s3"):
+            answer = await self._requests.send(
+                "PUT", key, query=query, headers=header, content=content, content_hash=checksum
+            )
+        return (
+            f"<Part><PartNumber>{number}</PartNumber><ETag>{answer.headers['etag']}</ETag>"
+            f"<ChecksumSHA256>{header[_CHECKSUM]}</ChecksumSHA256></Part>"
+        )
+
+    async def sweep(self, older_than: timedelta) -> None:
+        """Abort the uploads that nobody finished for so long, such as those of killed processes."""
+        answer = await self._requests.send("GET", query={"uploads": ""})
+        found = zip(texts(answer, "Key"), texts(answer, "UploadId"), texts(answer, "Initiated"), strict=False)
+        for key, upload, begun in found:
+            if datetime.now(UTC) - datetime.fromisoformat(begun) > older_than:
+                await self._abort(key, upload)
+
+    async def close(self) -> None:
+        """Wait a moment for what is being aborted."""
+        if self._cleaning:
+            _, late = await asyncio.wait(self._cleaning, timeout=3)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _abort_begun(self, key: str, create: asyncio.Task[Answer]) -> None:
+        with suppress(KmpError):
+            async with deadline(_ABORT_SECONDS):
+                await self._abort(key, texts(await create, "UploadId")[0])
+
+    async def _abort(self, key: str, upload: str) -> None:
+        """Abort it, again and again for a while where the server does not answer; the sweep gets what remains."""
+        with suppress(KmpError):
+            async with deadline(_ABORT_SECONDS):
+                while True:
+                    try:
+                        async with deadline(5):
+                            await self._requests.send("DELETE", key, query={"uploadId": upload})
+                    except NotFound:
+                        return
+                    except KmpError:
+                        await asyncio.sleep(0.5)
+                    else:
+                        return
+
+    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work, context=detached())
+        self._cleaning.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._cleaning.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waits for it; nobody may be left
+
+    async def _regardless(self, work: Coroutine[Any, Any, None]) -> None:
+        """Finish it even where the caller is gone; wait a moment for it, so that what failed has left nothing."""
+        task = self._task(work)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await asyncio.shield(task)
