@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from kmp_core.deadlines import Timeout
+from kmp_core.deadlines import Timeout, deadline
 from kmp_core.errors import BackendError, LifecycleError, OutcomeUnknown
 from kmp_core.postgres_connection import Connection
 from kmp_core.postgres_errors import BACKEND, is_answer
@@ -48,12 +48,14 @@ class Transaction:
         isolation: Isolation = "read committed",
         read_only: bool = False,
         reset: bool = True,
+        timeout: Timeout = None,
     ) -> None:
         if isolation not in ("read committed", "repeatable read", "serializable"):
             raise LifecycleError(f"there is no isolation {isolation!r}")
         self._pool = pool
         self._begin = f"BEGIN ISOLATION LEVEL {isolation.upper()}{' READ ONLY' if read_only else ''}"
         self._reset = reset
+        self._timeout = timeout
         self._lease: AbstractAsyncContextManager[Connection] | None = None
         self._connection: Connection | None = None
         self._used = False
@@ -86,12 +88,13 @@ class Transaction:
             raise LifecycleError("a transaction is used once; make a new one")
         self._used = True
         lease = self._pool.acquire(reset=self._reset, in_transaction=True)
-        connection = await lease.__aenter__()
-        try:
-            await connection.execute(self._begin)
-        except BaseException as error:
-            await lease.__aexit__(type(error), error, error.__traceback__)
-            raise
+        async with deadline(self._timeout, what="the beginning of a transaction", backend=BACKEND):
+            connection = await lease.__aenter__()
+            try:
+                await connection.execute(self._begin)
+            except BaseException as error:
+                await lease.__aexit__(type(error), error, error.__traceback__)
+                raise
         self._lease, self._connection = lease, connection
         return self
 
@@ -104,17 +107,17 @@ class Transaction:
         assert connection is not None
         try:
             if kind is None:
-                await self._commit(connection)
+                await self._commit(connection, self._timeout)
         finally:
             # The pool undoes what is still open, and cuts the connection where that does not succeed.
             await lease.__aexit__(None, None, None)
 
     @staticmethod
-    async def _commit(connection: Connection) -> None:
+    async def _commit(connection: Connection, timeout: Timeout) -> None:
         if connection.is_closed:
             raise BackendError("The connection was lost inside the transaction, which is undone", backend=BACKEND)
         try:
-            tag = await connection.execute("COMMIT")
+            tag = await connection.execute("COMMIT", timeout=timeout)
         except BackendError as error:
             cause = error.__cause__
             if error.outcome_unknown or (cause is not None and not is_answer(cause)):

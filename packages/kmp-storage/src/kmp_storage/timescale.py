@@ -211,9 +211,10 @@ class TimescaleStore(Provider, TimeSeriesStore):
             async def store(connection: Connection) -> int:
                 return await write(connection, place, codec, stream.rows(), progress=stream.progress, timeout=seconds)
 
-            new = await store(transaction.connection) if transaction else await self._committed(store, idempotent=False)
-            if transaction is None:
-                await self._sweep_due([codec])
+            if transaction is not None:
+                return await store(transaction.connection)
+            new = await self._committed(store, idempotent=False, timeout=seconds)
+            await self._sweep_due([codec])
             return new
 
     async def erase(self, series: type[Measurement], *, where: Mapping[str, Any], timeout: Timeout = None) -> int:
@@ -250,7 +251,7 @@ class TimescaleStore(Provider, TimeSeriesStore):
         where_ = queries.filter_of(codec, start, end, where)
         bound = None if limit is None else whole_number("limit", limit, least=0)
         chunk, seconds = self.settings.chunk_rows, within(timeout, self.settings.timeout)
-        async with self._pool.transaction(read_only=True, reset=False) as transaction:
+        async with self._pool.transaction(read_only=True, reset=False, timeout=seconds) as transaction:
             # The span ends with the first rows: between later ones it is the caller's code that runs.
             with self._telemetry.call("read"):
                 stored = await self._stored(transaction.connection, codec)
@@ -356,9 +357,11 @@ class TimescaleStore(Provider, TimeSeriesStore):
         async with deadline(within(timeout, self.settings.timeout), what="the question", backend="timescale"):
             return await self._retries.call(once, idempotent=True)
 
-    async def _committed(self, work: Callable[[Connection], Awaitable[T]], *, idempotent: bool) -> T:
+    async def _committed(
+        self, work: Callable[[Connection], Awaitable[T]], *, idempotent: bool, timeout: Timeout = None
+    ) -> T:
         async def once() -> T:
-            async with self._pool.transaction(reset=False) as transaction:
+            async with self._pool.transaction(reset=False, timeout=timeout) as transaction:
                 return await work(transaction.connection)
 
         return await self._retries.call(once, idempotent=idempotent)

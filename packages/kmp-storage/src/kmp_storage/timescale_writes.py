@@ -43,7 +43,8 @@ async def write(
     columns = ", ".join(map(quoted, codec.columns))
     await connection.execute(
         f"CREATE TEMP TABLE {quoted(stage)} ON COMMIT DROP AS "  # noqa: S608 - names are allow-listed
-        f"SELECT {columns}, 0::bigint AS _kmp_row FROM {place.table(codec.series)} WITH NO DATA"
+        f"SELECT {columns}, 0::bigint AS _kmp_row FROM {place.table(codec.series)} WITH NO DATA",
+        timeout=timeout,
     )
     staged = await connection.copy(
         stage,
@@ -61,7 +62,7 @@ async def write(
     new = int(tag.rpartition(" ")[2])
     if codec.unique and new != staged:
         await _refuse_other_values(connection, place, codec, stage, timeout)
-    await connection.execute(f"DROP TABLE pg_temp.{quoted(stage)}")
+    await connection.execute(f"DROP TABLE pg_temp.{quoted(stage)}", timeout=timeout)
     return new
 
 
