@@ -56,7 +56,9 @@ class _Properties:
         self._decoders = {name: _decoder(field) for name, field in self._fields.items()}
         # Only where the default is something else has an explicit None to be told from nothing.
         self._marked = {
-            name for name, field in self._fields.items() if field.optional and model.model_fields[name].default is not None
+            name
+            for name, field in self._fields.items()
+            if field.optional and model.model_fields[name].default is not None
         }
 
     def encode(self, item: Node | Edge, row: int | None) -> dict[str, Any]:
@@ -269,5 +271,3 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "date": lambda value: value.to_native(),
     "uuid": UUID,
 }
-
-

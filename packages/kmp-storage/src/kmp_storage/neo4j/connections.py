@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal, LiteralString, TypeVar, cast
 
 from kmp_core.breaker import Breaker
-from kmp_core.deadlines import deadline, remaining
+from kmp_core.deadlines import deadline, detached, remaining
 from kmp_core.errors import DeadlineExceeded, InvalidInput, OutcomeUnknown, Unavailable
 from kmp_core.plugins import extra
 from kmp_core.retries import Retries
@@ -41,6 +41,7 @@ class Connections:
         self._running = 0
         self._idle = asyncio.Event()
         self._closed = False
+        self._left: dict[neo4j.AsyncSession, asyncio.Task[None]] = {}
         with ERRORS.translating():
             self._driver = address.driver(
                 max_connection_pool_size=settings.pool_size,
@@ -66,6 +67,12 @@ class Connections:
             self._idle.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), _GRACE_SECONDS)
+        if self._left:
+            _, pending = await asyncio.wait(self._left.values(), timeout=_GRACE_SECONDS)
+            for task in pending:
+                task.cancel()
+            if pending:
+                await asyncio.wait(pending)
         # A server that is gone answers no goodbye; the driver kills its connections where closing is cancelled.
         with suppress(TimeoutError, OSError, DriverError):
             await asyncio.wait_for(self._driver.close(), _GRACE_SECONDS)
@@ -81,13 +88,23 @@ class Connections:
     async def run(
         self, cypher: str, parameters: Mapping[str, Any], *, seconds: float | None, idempotent: bool
     ) -> list[neo4j.Record]:
-        """Run one statement in a transaction of its own, as the server runs it."""
-        return await self._call(partial(self._run, cypher, parameters), seconds, idempotent=idempotent)
+        """Run one statement in a transaction of its own."""
+
+        async def work(transaction: Transaction) -> list[neo4j.Record]:
+            with _sendable():
+                result = await transaction.run(_text(cypher), dict(parameters))
+            return [record async for record in result]
+
+        return await self._call(partial(self._transact, work, "WRITE"), seconds, idempotent=idempotent)
 
     async def probe(self, *, seconds: float | None) -> None:
         """Ask the server for an answer, whatever the breaker thinks."""
+
+        async def work(transaction: Transaction) -> None:
+            await (await transaction.run("RETURN 1")).consume()
+
         async with deadline(seconds, what="asking Neo4j", backend=BACKEND):
-            await self._run("RETURN 1", {})
+            await self._transact(work, "READ")
 
     async def stream(
         self, cypher: str, parameters: Mapping[str, Any], *, seconds: float | None
@@ -96,13 +113,18 @@ class Connections:
         with self._counted():
             async with self._session("WRITE") as session:
                 async with self._chunk(seconds):
-                    result = await session.run(_query(cypher, remaining=None), dict(parameters))
-                while True:
+                    transaction = await self._begin(session, timeout=None)
+                async with transaction:
                     async with self._chunk(seconds):
-                        record = await anext(result, None)
-                    if record is None:
-                        return
-                    yield record
+                        with _sendable():
+                            result = await transaction.run(_text(cypher), dict(parameters))
+                    while True:
+                        async with self._chunk(seconds):
+                            record = await anext(result, None)
+                            if record is None:
+                                await _commit(transaction, "WRITE")
+                                return
+                        yield record
 
     async def _call(self, work: Callable[[], Awaitable[T]], seconds: float | None, *, idempotent: bool) -> T:
         with self._counted():
@@ -112,25 +134,11 @@ class Connections:
     async def _transact(self, work: Callable[[Transaction], Awaitable[T]], access: Access) -> T:
         with self._translating():
             async with self._session(access) as session:
-                transaction = await session.begin_transaction(timeout=_server_timeout())
+                transaction = await self._begin(session, timeout=_server_timeout())
                 async with transaction:
                     result = await work(transaction)
                     await _commit(transaction, access)
                 return result
-
-    async def _run(self, cypher: str, parameters: Mapping[str, Any]) -> list[neo4j.Record]:
-        with self._translating():
-            async with self._session("WRITE") as session:
-                try:
-                    result = await session.run(_query(cypher, remaining=_server_timeout()), dict(parameters))
-                    return [record async for record in result]
-                except LOST as error:
-                    # The statement may have been on its way, and it commits by itself.
-                    raise Unavailable(
-                        f"Neo4j does not answer: {error}", backend=BACKEND, outcome_unknown=True
-                    ) from error
-                except (TypeError, ValueError, OverflowError) as error:
-                    raise InvalidInput("parameters", f"cannot be sent to Neo4j: {error}") from error
 
     @asynccontextmanager
     async def _session(self, access: Access) -> AsyncIterator[neo4j.AsyncSession]:
@@ -144,10 +152,35 @@ class Connections:
             yield session
         except asyncio.CancelledError:
             # Mid-exchange the answer is still to come: the connection goes, and with it the server's transaction.
-            session.cancel()
+            if session not in self._left:
+                session.cancel()
             raise
         finally:
-            await session.close()
+            if session not in self._left:
+                await session.close()
+
+    async def _begin(self, session: neo4j.AsyncSession, *, timeout: float | None) -> Transaction:
+        """Begin a transaction. The driver loses the socket of a connection whose making is cancelled, so it never is:
+        the connection is made to its end by a task of its own, and then closed."""
+        beginning = asyncio.create_task(session.begin_transaction(timeout=timeout), context=detached())
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            self._left[session] = asyncio.create_task(self._leave(session, beginning), context=detached())
+            raise
+
+    async def _leave(self, session: neo4j.AsyncSession, beginning: asyncio.Task[Transaction]) -> None:
+        try:
+            await asyncio.wait((beginning,), timeout=self._settings.connect_timeout.total_seconds())
+        finally:
+            beginning.cancel()
+            await asyncio.wait((beginning,))
+            if not beginning.cancelled():
+                beginning.exception()  # nobody waits for it any more
+            session.cancel()
+            with suppress(Exception):
+                await session.close()
+            self._left.pop(session, None)
 
     @asynccontextmanager
     async def _chunk(self, seconds: float | None) -> AsyncIterator[None]:
@@ -192,5 +225,13 @@ def _server_timeout() -> float | None:
     return None if left is None else max(left, 0.001)
 
 
-def _query(cypher: str, *, remaining: float | None) -> neo4j.Query:
-    return neo4j.Query(cast(LiteralString, cypher), timeout=remaining)
+@contextmanager
+def _sendable() -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidInput("parameters", f"cannot be sent to Neo4j: {error}") from error
+
+
+def _text(cypher: str) -> LiteralString:
+    return cast(LiteralString, cypher)

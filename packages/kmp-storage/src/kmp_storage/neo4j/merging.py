@@ -91,7 +91,12 @@ class Plan:
         return changed
 
     def _add(
-        self, known: dict[tuple[Any, ...], _Known], identity: tuple[Any, ...], codec: Codec, sent: dict[str, Any], quiet: bool
+        self,
+        known: dict[tuple[Any, ...], _Known],
+        identity: tuple[Any, ...],
+        codec: Codec,
+        sent: dict[str, Any],
+        quiet: bool,
     ) -> None:
         given = sent["p"]
         before = known.get(identity)

@@ -28,12 +28,8 @@ __all__ = [
 # Neither a backtick nor a backslash can be in it: Cypher reads \u0060 as a backtick before it looks for names.
 _NAME = re.compile(r"_?[A-Za-z][A-Za-z0-9_]{0,127}", re.ASCII)
 
-OWNER = (
-    "CREATE CONSTRAINT `kmp_owner` IF NOT EXISTS FOR (owner:`_KmpOwner`) REQUIRE owner.`instance` IS UNIQUE"
-)
-CLAIM = (
-    "MERGE (owner:`_KmpOwner` {`instance`: 1}) ON CREATE SET owner.`project` = $project RETURN owner.`project`"
-)
+OWNER = "CREATE CONSTRAINT `kmp_owner` IF NOT EXISTS FOR (owner:`_KmpOwner`) REQUIRE owner.`instance` IS UNIQUE"
+CLAIM = "MERGE (owner:`_KmpOwner` {`instance`: 1}) ON CREATE SET owner.`project` = $project RETURN owner.`project`"
 
 
 def name(text: str) -> str:

@@ -143,9 +143,7 @@ class Walk:
             on_way.add(step.to)
             pending.append(iter(self._sorted(step.to, steps, ordered)))
 
-    def _sorted(
-        self, node: str, steps: Mapping[str, list[Step]], ordered: dict[str, list[Step]]
-    ) -> list[Step]:
+    def _sorted(self, node: str, steps: Mapping[str, list[Step]], ordered: dict[str, list[Step]]) -> list[Step]:
         if node not in ordered:
             ordered[node] = sorted(steps.get(node, ()), key=self._order)
         return ordered[node]
