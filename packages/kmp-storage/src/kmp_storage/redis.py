@@ -28,6 +28,7 @@ from kmp_storage.redis_connections import Command, Connections
 from kmp_storage.redis_entries import Keys, decode, encode, is_number
 from kmp_storage.redis_errors import is_outage
 from kmp_storage.redis_leases import Leases
+from kmp_storage.redis_limits import Allowance, Limits
 from kmp_storage.redis_loads import Load, Loads, Look, Terms
 from kmp_storage.redis_locks import Locks
 from kmp_storage.redis_near import Near
@@ -36,7 +37,7 @@ from kmp_storage.redis_settings import RedisSettings
 from kmp_storage.redis_writes import Unsaid
 from kmp_storage.values import CacheStatistics, Lease
 
-__all__ = ["RedisCache", "RedisSettings"]
+__all__ = ["Allowance", "RedisCache", "RedisSettings"]
 
 _INT64 = 1 << 63
 
@@ -94,6 +95,7 @@ class RedisCache(Provider, Cache):
         self._leases = Leases(self._connections, timeout=self._timeout)
         self._loads = Loads(self._connections, self._leases, self._keys, settings)
         self._locks = Locks(self._connections, self._leases, self._keys, timeout=self._timeout)
+        self._limits = Limits(self._connections, self._keys)
         self._unsaid = Unsaid(self._connections, self._keys, timeout=self._timeout)
         try:
             await self._check()
@@ -216,6 +218,18 @@ class RedisCache(Provider, Cache):
         seconds = within(timeout, self.settings.timeout)
         return self._locks.hold(name, _required(ttl), seconds, self._telemetry)
 
+    async def limit(self, name: str, *, rate: int, per: Timeout, cost: int = 1, timeout: Timeout = None) -> Allowance:
+        """Whether one more call is within `rate` in a window of `per`, counted over all processes.
+
+        Raises `Unavailable` while Redis is away: whether to go on then is the caller's to say.
+        """
+        self.ensure_open()
+        check_key(name, "name")
+        window = _required(per, "per")
+        seconds = within(timeout, self._timeout)
+        with self._telemetry.call("limit"):
+            return await self._limits.take(name, rate=rate, per=window, cost=cost, seconds=seconds)
+
     async def statistics(self) -> CacheStatistics:
         """How well it serves. Redis tells no project what it takes: `bytes_used` is what this process wrote."""
         self.ensure_open()
@@ -308,8 +322,8 @@ class RedisCache(Provider, Cache):
         return self.settings.outage == "miss" and is_outage(error)
 
 
-def _required(ttl: Timeout) -> float:
-    seconds = time_to_live(ttl)
+def _required(ttl: Timeout, field: str = "ttl") -> float:
+    seconds = time_to_live(ttl, field)
     if seconds is None:
-        raise InvalidInput("ttl", "is missing", example='"5m"')
+        raise InvalidInput(field, "is missing", example='"5m"')
     return seconds
