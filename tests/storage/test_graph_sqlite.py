@@ -81,7 +81,7 @@ async def test_a_walk_that_is_too_wide_is_refused():
 
 
 async def test_an_interrupt_between_two_statements_is_heard(tmp_path: Path):
-    database = Database(tmp_path / "x.db", project=Project("acme"), migrations=())
+    database = Database(tmp_path / "x.db", project=Project("acme"), capability="storage.graph", migrations=())
     await database.open()
 
     def work(connection: sqlite3.Connection) -> bool:

@@ -15,7 +15,7 @@ from kmp_core.deadlines import Timeout, deadline, within
 from kmp_core.errors import Conflict, InvalidInput
 from kmp_core.project import Project
 from kmp_core.resource import Provider
-from kmp_core.sqlite import Database, database_path
+from kmp_core.sqlite import Database
 from kmp_core.telemetry import Telemetry
 from kmp_storage.cache import check_key, time_to_live
 from kmp_storage.embedded import cache_leases as leases
@@ -23,6 +23,7 @@ from kmp_storage.embedded.cache_entries import MIGRATIONS, Entries
 from kmp_storage.embedded.cache_file import CacheFile, Pauses
 from kmp_storage.embedded.cache_loads import Load, Loads, Terms
 from kmp_storage.embedded.cache_settings import CacheSettings
+from kmp_storage.embedded.files import embedded_path
 from kmp_storage.protocols import Cache
 from kmp_storage.values import CacheStatistics, Lease
 
@@ -51,9 +52,10 @@ class SqliteCache(Provider, Cache):
     ) -> None:
         self.project = Project(project)
         self.settings = CacheSettings.load() if settings is None else settings
-        directory = Path(".kmp") / self.project if directory is None else directory
-        path = database_path(directory, url, "cache")
-        database = Database(path, project=self.project, migrations=MIGRATIONS, synchronous="normal")
+        path = embedded_path(url, self.project, directory, "cache")
+        database = Database(
+            path, project=self.project, capability="storage.cache", migrations=MIGRATIONS, synchronous="normal"
+        )
         self._file = CacheFile(database, self.settings, clock)
         self._loads = Loads(self._file)
         self._hits = self._misses = 0

@@ -22,7 +22,7 @@ from kmp_core.telemetry import Telemetry
 from kmp_storage.embedded import timeseries_queries as queries
 from kmp_storage.embedded import timeseries_schema as schema
 from kmp_storage.embedded.columns import microseconds
-from kmp_storage.embedded.files import embedded_path, refuse_other_contents, whole_number
+from kmp_storage.embedded.files import embedded_path, whole_number
 from kmp_storage.embedded.timeseries_buckets import every_of, zone_of
 from kmp_storage.embedded.timeseries_codec import Codec, codec_of
 from kmp_storage.embedded.timeseries_settings import TimeSeriesSettings
@@ -62,6 +62,7 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
         self._database = Database(
             self._path,
             project=self.project,
+            capability="storage.timeseries",
             migrations=schema.MIGRATIONS,
             synchronous=self.settings.synchronous,
         )
@@ -77,7 +78,6 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
     async def _open(self) -> None:
         self._telemetry = Telemetry("db", "sqlite", project=self.project, scope="kmp_storage")
         await self._database.open()
-        await refuse_other_contents(self._database, "series")
         await self._sweep_all()
 
     async def _close(self) -> None:
