@@ -8,6 +8,9 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 import structlog
@@ -138,7 +141,19 @@ class Login(BaseModel):
     pin: SecretStr
 
 
+@dataclass
+class Connection:
+    host: str
+    password: str
+
+
+class Pair(NamedTuple):
+    user: str
+    password: str
+
+
 SECRET = "hunter2hunter2"
+QUOTES = f"it's \"{SECRET}"
 JWT = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
 KEY = f"-----BEGIN EC PRIVATE KEY-----\n{SECRET}\n-----END EC PRIVATE KEY-----"
 
@@ -166,6 +181,21 @@ KEY = f"-----BEGIN EC PRIVATE KEY-----\n{SECRET}\n-----END EC PRIVATE KEY-----"
         {"model": Login(user="ada", password=SECRET, pin=SecretStr(SECRET))},
         {"error": ValueError(f"cannot reach redis://:{SECRET}@cache")},
         {"blob": SECRET.encode()},
+        {"dataclass": {"nested": Connection("db", QUOTES)}},
+        {"named": Pair("ada", SECRET)},
+        {"parts": urlsplit(f"redis://app:{SECRET}@cache/0")},
+        {f"redis://app:{SECRET}@cache": "a name that is an address"},
+        {"headers": [("x-api-key", SECRET), (b"cookie", SECRET.encode())]},
+        {"note": repr([(b"x-api-key", SECRET.encode()), ("password", QUOTES)])},
+        {"note": repr({b"password": SECRET.encode()})},
+        {"note": repr({"a": 1, "password": QUOTES}.items())},
+        {"note": json.dumps({"password": QUOTES})},
+        {"note": json.dumps(json.dumps({"password": SECRET}))},
+        {"note": f"https://bucket/x?X-Amz-Signature={SECRET}&sig={SECRET}"},
+        {"note": f"Cookie: a=b; session={SECRET}"},
+        {"note": f"Authorization: Token {SECRET}"},
+        {"note": f'cut off in the middle: password="{SECRET}'},
+        {"error": ValueError("password", SECRET)},
     ],
 )
 @pytest.mark.parametrize("terminal", [False, True])
@@ -193,6 +223,12 @@ def test_handlers_of_others_get_no_secret_either(lines):
 def test_tokens_are_known_by_their_looks():
     assert JWT not in redact_text(f"refused {JWT} for good")
     assert redact_text(f"refused {JWT} for good") == "refused *** for good"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("piece", ["a.a-", "a.b.", "a://", "eyJ-", "token ", 'password="', "Bearer ", "token\\"])
+def test_a_long_line_of_a_stranger_does_not_stop_the_process(piece):
+    assert redact_text(piece * 20_000 + "://x@y eyJ.")
 
 
 def test_the_message_itself_is_redacted(lines):
