@@ -94,7 +94,8 @@ class _PolledSecrets(SecretStore, Provider):
     async def _settled(self, name: str, timeout: Timeout) -> _Look:
         """Look until what is there has been left alone for the settle time."""
         settle = self._settings.settle_time.total_seconds()
-        async with deadline(self._settings.timeout if timeout is None else timeout, what=f"reading the secret {name}"):
+        seconds = self._settings.timeout if timeout is None else timeout
+        async with deadline(seconds, what=f"reading the secret {name}", outcome_unknown=False):
             before: _Look | None = None
             while True:
                 look = await asyncio.to_thread(self._look, name)
