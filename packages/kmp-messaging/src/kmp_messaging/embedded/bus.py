@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, detached, within
@@ -54,7 +54,8 @@ class SqliteBus(Provider, EventBus):
     `synchronous` is `full`.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"batches", "dead_letters", "groups", "lag", "shared"})
+    abilities = frozenset({"batches", "dead_letters", "groups", "lag", "shared"})
+    embedded = True
 
     def __init__(
         self,
@@ -68,8 +69,11 @@ class SqliteBus(Provider, EventBus):
         self.project = Project(project)
         self.settings = BusSettings.load() if settings is None else settings
         directory = Path(".kmp") / self.project if directory is None else directory
+        path = database_path(directory, url, "bus")
+        if path is None:
+            self.abilities -= {"shared"}
         self._store = Store(
-            database_path(directory, url, "bus"),
+            path,
             project=self.project,
             synchronous=self.settings.synchronous,
             partitions=self.settings.partitions,

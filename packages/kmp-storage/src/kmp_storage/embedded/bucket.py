@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, bounded, deadline, within
@@ -59,7 +59,8 @@ class FileBucket(Provider, Bucket):
     out of the directory, and `a` and `a/b` stand side by side. To look at an object with another program, get it.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "shared"})
+    abilities = frozenset({"durable", "shared"})
+    embedded = True
 
     def __init__(
         self,
@@ -76,6 +77,8 @@ class FileBucket(Provider, Bucket):
         path = None if root is None else root / "index.db"
         self._database = Database(path, project=self.project, capability="storage.bucket", migrations=index.MIGRATIONS)
         self._removed: set[str] = set()
+        if path is None:
+            self.abilities -= {"durable", "shared"}
 
     @classmethod
     def from_url(cls, url: str, *, context: Context) -> Self:
@@ -303,9 +306,7 @@ class FileBucket(Provider, Bucket):
             damaged = content.size != entry.size
             while left and not damaged:
                 what = f"reading {entry.key!r}"
-                part = await bounded(
-                    self._threads.run(read), seconds, what=what, backend="file", outcome_unknown=False
-                )
+                part = await bounded(self._threads.run(read), seconds, what=what, backend="file", outcome_unknown=False)
                 left -= len(part)
                 damaged = not part or left < 0 or (left == 0 and digest.hexdigest() != entry.checksum)
                 if not damaged:

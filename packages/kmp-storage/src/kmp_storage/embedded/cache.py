@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, deadline, within
@@ -39,7 +39,8 @@ class SqliteCache(Provider, Cache):
     of the file raise typed errors; a service that can do without its cache catches `BackendError`.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"bounded", "durable", "early_refresh", "shared"})
+    abilities = frozenset({"bounded", "durable", "early_refresh", "shared"})
+    embedded = True
 
     def __init__(
         self,
@@ -59,6 +60,8 @@ class SqliteCache(Provider, Cache):
         self._file = CacheFile(database, self.settings, clock)
         self._loads = Loads(self._file)
         self._hits = self._misses = 0
+        if path is None:
+            self.abilities -= {"durable", "shared"}
 
     @classmethod
     def from_url(cls, url: str, *, context: Context) -> Self:

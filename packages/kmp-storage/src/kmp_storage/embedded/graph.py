@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path as FilePath
-from typing import Any, ClassVar, Self, TypeVar, get_args, overload
+from typing import Any, Self, TypeVar, get_args, overload
 
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, within
@@ -43,7 +43,8 @@ class SqliteGraphStore(Provider, GraphStore):
     What `merge` acknowledged survives a killed process and a power cut.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "shared"})
+    abilities = frozenset({"durable", "shared"})
+    embedded = True
 
     def __init__(
         self,
@@ -63,6 +64,8 @@ class SqliteGraphStore(Provider, GraphStore):
             migrations=MIGRATIONS,
             synchronous=self.settings.synchronous,
         )
+        if path is None:
+            self.abilities -= {"durable", "shared"}
 
     @classmethod
     def from_url(cls, url: str, *, context: Context) -> Self:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from kmp_core.clock import SYSTEM_CLOCK, Clock
 from kmp_core.context import Context
@@ -45,7 +45,8 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
     when the store opens and, at most every `sweep_every`, while it appends.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "retention", "shared", "unique", "zones"})
+    abilities = frozenset({"durable", "retention", "shared", "unique", "zones"})
+    embedded = True
 
     def __init__(
         self,
@@ -69,6 +70,8 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
         self._clock = clock
         self._prepared: set[type[Measurement]] = set()
         self._swept: dict[str, float] = {}
+        if self._path is None:
+            self.abilities -= {"durable", "shared"}
 
     @classmethod
     def from_url(cls, url: str, *, context: Context) -> Self:
