@@ -73,6 +73,10 @@ class Provider(Resource):
     The class says what it can do at most; an instance that can do less (in memory, nothing is durable) sets its own.
     """
 
+    embedded: ClassVar[bool] = False
+    """Whether it keeps its data on this machine. Any other lives on a server that projects share, and needs to be told
+    its project."""
+
     open_timeout: ClassVar[Timeout] = timedelta(seconds=30)
     close_timeout: ClassVar[Timeout] = timedelta(seconds=10)
     check_timeout: ClassVar[Timeout] = timedelta(seconds=2)

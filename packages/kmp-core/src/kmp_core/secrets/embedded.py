@@ -53,6 +53,8 @@ class _Look(NamedTuple):
 class _PolledSecrets(SecretStore, Provider):
     """A store that is read again and again."""
 
+    embedded = True
+
     def __init__(self, system: str, project: str, settings: SecretsSettings | None, clock: Clock) -> None:
         self._settings = settings or SecretsSettings.load()
         self._clock = clock

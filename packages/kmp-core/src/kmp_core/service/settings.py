@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from kmp_core import plugins
 from kmp_core.capability import CapabilitySpec, declared
 from kmp_core.deadlines import Duration
 from kmp_core.errors import ConfigurationError, Fault
@@ -17,7 +19,6 @@ from kmp_core.settings.url import ConnectionUrl
 
 __all__ = ["Configuration", "ServiceSettings", "configure", "configure_logs"]
 
-_EMBEDDED = frozenset({"directory", "env", "file", "memory", "sqlite"})
 _LOCAL = "local"
 
 
@@ -87,10 +88,20 @@ class Configuration:
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]["msg"]
             return "", [Fault(key.variable, problem, spec.default, found.source)]
-        server = url.scheme not in _EMBEDDED and url.scheme != spec.default.partition(":")[0]
-        if server and "project" not in self.settings.model_fields_set:
+        if "project" not in self.settings.model_fields_set and _is_server(spec, url.reveal()):
             return "", [Fault("KMP_PROJECT", f"must be set, since {key.variable} names a server", "skyline")]
         return url.reveal(), []
+
+
+def _is_server(spec: CapabilitySpec, url: str) -> bool:
+    """What the provider says of itself, or, where none can be asked, what the URL looks like."""
+    if url.partition(":")[0].lower() == spec.default.partition(":")[0]:
+        return False  # known without importing it
+    try:
+        provider = plugins.find(spec, url)
+    except ConfigurationError:  # `get` tells
+        return re.match(r"[^:]*://[^/]", url) is not None
+    return not getattr(provider, "embedded", False)
 
 
 def configure(environment: str | None, arguments: dict[str, Any]) -> Configuration:
