@@ -43,6 +43,7 @@ def restored() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    logs._silence(())
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
@@ -95,6 +96,25 @@ def test_what_is_below_the_level_is_not_written():
     logs.get_logger().info("no")
     logging.getLogger("driver").info("no")
     assert stream.getvalue() == ""
+
+
+def test_libraries_that_tell_of_every_call_are_quiet_unless_they_are_wanted(lines):
+    httpx = logging.getLogger("httpx")
+    httpx.info("HTTP Request: GET https://x/?code=1")
+    assert lines.getvalue() == ""
+    httpx.warning("odd")
+    assert lines.last()["event"] == "odd"
+    logs.configure(project="acme", service="delays", environment="prod", stream=lines, quiet=())
+    httpx.info("HTTP Request: GET https://x")
+    assert lines.last()["event"] == "HTTP Request: GET https://x"
+
+
+def test_a_level_that_the_program_gave_a_quiet_library_stays(monkeypatch):
+    stream = Lines()
+    monkeypatch.setattr(logging.getLogger("httpx"), "level", logging.DEBUG)
+    logs.configure(project="acme", service="delays", environment="prod", stream=stream)
+    logging.getLogger("httpx").info("HTTP Request: GET https://x")
+    assert stream.all()[-1]["event"] == "HTTP Request: GET https://x"
 
 
 def test_a_terminal_gets_lines_for_people():

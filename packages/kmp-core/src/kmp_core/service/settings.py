@@ -12,6 +12,7 @@ from kmp_core import plugins
 from kmp_core.capability import CapabilitySpec, declared
 from kmp_core.deadlines import Duration
 from kmp_core.errors import ConfigurationError, Fault
+from kmp_core.logs import QUIET
 from kmp_core.project import Environment, Project, ServiceName
 from kmp_core.settings import Settings
 from kmp_core.settings.sources import Key, Sources
@@ -51,6 +52,9 @@ class ServiceSettings(Settings, prefix=""):
 
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     """The least severe log lines that are written."""
+
+    log_quiet: tuple[str, ...] = QUIET
+    """Loggers that write warnings and worse only, whatever `log_level` is. `[]` lets all of them speak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,4 +138,5 @@ def configure_logs(configuration: Configuration) -> None:
             environment=settings.environment,
             format=settings.log_format,
             level=settings.log_level,
+            quiet=settings.log_quiet,
         )
