@@ -340,6 +340,20 @@ async def test_all_that_is_wrong_is_told_at_once(kmp_environment):
     assert "hunter2" not in str(raised.value)
 
 
+async def test_a_missing_project_and_a_scheme_that_nothing_answers_are_told_with_the_rest(kmp_environment):
+    kmp_environment.set("KMP_SHUTDOWN_GRACE", "soon")
+    kmp_environment.set("KMP_TEST_BASE_URL", "oracle://tea:hunter2@pot")
+    with pytest.raises(ConfigurationError) as raised:
+        async with Service("delays"):
+            pass
+    assert {fault.field for fault in raised.value.faults} == {"KMP_SHUTDOWN_GRACE", "KMP_PROJECT", "KMP_TEST_BASE_URL"}
+    with pytest.raises(ConfigurationError) as raised:
+        async with Service("delays", project="acme"):
+            pass
+    assert {fault.field for fault in raised.value.faults} == {"KMP_SHUTDOWN_GRACE"}
+    assert "hunter2" not in str(raised.value)
+
+
 async def test_arguments_beat_the_environment(kmp_environment):
     kmp_environment.set("KMP_PROJECT", "acme")
     kmp_environment.set("KMP_SERVICE", "other")

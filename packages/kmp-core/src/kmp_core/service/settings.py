@@ -18,7 +18,7 @@ from kmp_core.settings import Settings
 from kmp_core.settings.sources import Key, Sources
 from kmp_core.settings.url import ConnectionUrl
 
-__all__ = ["Configuration", "ServiceSettings", "configure", "configure_logs"]
+__all__ = ["Configuration", "ServiceSettings", "configure", "configure_logs", "undecided"]
 
 _LOCAL = "local"
 
@@ -93,8 +93,18 @@ class Configuration:
             problem = error.errors(include_url=False, include_input=False)[0]["msg"]
             return "", [Fault(key.variable, problem, spec.default, found.source)]
         if "project" not in self.settings.model_fields_set and _is_server(spec, url.reveal()):
-            return "", [Fault("KMP_PROJECT", f"must be set, since {key.variable} names a server", "skyline")]
+            missing = Fault("KMP_PROJECT", f"must be set, since {key.variable} names a server", "skyline")
+            return "", [missing, *_unanswered(spec, url.reveal())]
         return url.reveal(), []
+
+
+def _unanswered(spec: CapabilitySpec, url: str) -> tuple[Fault, ...]:
+    """What `get` would tell next: a start that is refused anyway names it too."""
+    try:
+        plugins.find(spec, url)
+    except ConfigurationError as error:
+        return error.faults
+    return ()
 
 
 def _is_server(spec: CapabilitySpec, url: str) -> bool:
@@ -108,6 +118,12 @@ def _is_server(spec: CapabilitySpec, url: str) -> bool:
     return not getattr(provider, "embedded", False)
 
 
+def undecided(sources: Sources, **given: Any) -> ServiceSettings:
+    """Stands in for settings with faults, which tell no more than whether a project is named."""
+    named = "project" in given or sources.find(ServiceSettings.key("project")) is not None
+    return ServiceSettings.model_construct({"project"} if named else set())
+
+
 def configure(environment: str | None, arguments: dict[str, Any]) -> Configuration:
     """Read everything once. Raises one `ConfigurationError` with all faults."""
     sources = Sources.read(environment=environment)
@@ -118,7 +134,7 @@ def configure(environment: str | None, arguments: dict[str, Any]) -> Configurati
         try:
             configuration = Configuration(ServiceSettings.load(**given), sources)
         except ConfigurationError as error:
-            others = Configuration(ServiceSettings.model_construct({"project"}), sources).faults()
+            others = Configuration(undecided(sources, **given), sources).faults()
             raise ConfigurationError(*dict.fromkeys((*error.faults, *others))) from None
     faults = configuration.faults()
     if faults:
