@@ -136,10 +136,15 @@ class Database:
 
         return await self._jobs.run(threads.read, self._translated(body), within(timeout))
 
+    @property
+    def idle(self) -> bool:
+        """Whether `run` may be called: in memory, while nothing is under way in a thread."""
+        return self.path is None and not self._jobs.under_way
+
     def run(self, work: Work[T]) -> T:
         """Run `work` in one transaction here and now, in memory only: nothing there waits for a disk or for others.
 
-        Saves the way through a thread, for callers that use no other method of this object beside.
+        Saves the way through a thread, for callers that use no other method of this object beside, or ask `idle`.
         """
         self._open_threads()
         if self.path is not None:

@@ -154,9 +154,15 @@ class SqliteCache(Provider, Cache):
         check_key(key)
         terms = Terms(load, _required(ttl), time_to_live(negative_ttl, "negative_ttl"))
         seconds = within(timeout, self.settings.load_timeout)
+        ends = None if seconds is None else time.monotonic() + seconds
         with self._telemetry.call("get_or_load"):
-            async with deadline(seconds, what=f"get_or_load of {key!r}", backend="sqlite"):
-                return await self._loads.get_or_load(key, terms, self._count)
+            found = await self._file.find(key, seconds)
+            self._count(found is not None)
+            if found is not None and not self._loads.due(key, found):
+                return found.value
+            left = None if ends is None else max(0.0, ends - time.monotonic())
+            async with deadline(left, what=f"get_or_load of {key!r}", backend="sqlite"):
+                return await self._loads.get_or_load(key, terms, found)
 
     def lock(self, name: str, *, ttl: Timeout = "10s", timeout: Timeout = None) -> AbstractAsyncContextManager[Lease]:
         self.ensure_open()
