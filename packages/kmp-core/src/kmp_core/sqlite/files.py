@@ -36,7 +36,7 @@ Synchronous = Literal["full", "normal"]
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _APPLICATION_ID = 0x4B4D5031  # "KMP1", shown by `file`
 _BUSY_SECONDS = 0.02
-_WRITABLE = "a directory that this user may write, with room on its disk"
+_WRITABLE = "a directory that this user may write, with room on its disk, in KMP_DIRECTORY or the URL"
 
 
 def database_path(directory: Path, url: str, name: str) -> Path | None:
