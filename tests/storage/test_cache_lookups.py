@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -101,7 +102,7 @@ async def test_a_cancelled_look_up_takes_nobody_with_it(tmp_path: Path) -> None:
             calls[0].cancel()
             calls[2].cancel()
             answers = await asyncio.gather(*calls, return_exceptions=True)
-            assert (answers[1], answers[3]) == (b"k1", b"k3")
+            assert answers[1::2] == [b"k1", b"k3"]
 
 
 async def test_the_deadline_of_one_task_does_not_bind_those_that_share_its_job(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ async def test_the_deadline_of_one_task_does_not_bind_those_that_share_its_job(t
         with pytest.raises(DeadlineExceeded):
             await first
         database.gate.set()
-        assert await asyncio.gather(alone, second) == [b"k0", b"k2"]
+        assert [await alone, await second] == [b"k0", b"k2"]
 
 
 async def test_closing_tells_everybody_who_waits(tmp_path: Path) -> None:
@@ -171,7 +172,8 @@ async def test_no_look_up_begins_when_the_time_is_over(url: str, tmp_path: Path)
 
     async with SqliteCache(url, directory=tmp_path) as cache:
         await cache.set("key", b"1")
-        for call in (lambda: cache.get("key"), lambda: cache.get_or_load("key", load, ttl=1)):
+        calls = [partial(cache.get, "key"), partial(cache.get_or_load, "key", load, ttl=1)]
+        for call in calls:
             with pytest.raises(DeadlineExceeded):
                 async with deadline(0):
                     await call()
