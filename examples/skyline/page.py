@@ -29,7 +29,10 @@ def render(result: Result, origins: Sequence[Place]) -> str:
 
 
 def _head(run: Run, figures: Figures | None) -> str:
-    tiles = [(f"{run.published:,}", "events published"), (f"{run.events_per_second:,.0f}/s", "from start to report")]
+    tiles = [
+        (f"{run.published:,}", "events published"),
+        (f"{run.events_per_second:,.0f}/s", "events, from start to report"),
+    ]
     if figures is not None:
         mean = "none" if figures.mean is None else f"{figures.mean:.3f} min"
         tiles = [

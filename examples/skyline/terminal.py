@@ -84,14 +84,13 @@ def show(console: Console, result: Result, page: Path | None) -> None:
     """Print the report."""
     console.print()
     figures = result.figures
+    parts: list[RenderableType] = []
     if figures is not None:
-        console.print(_totals(figures, result.run))
-        console.print(Columns([_months(figures), _hours(figures)], padding=(0, 2)))
-        console.print(_worst(figures))
-        console.print(_graph(figures))
-        console.print(_given_up(figures))
-    console.print(_attempts(result.attempts))
-    console.print(_processes(result.run))
+        delays = Columns([_months(figures), _hours(figures)], padding=(0, 2))
+        parts += [_totals(figures, result.run), delays, _worst(figures), _graph(figures), _given_up(figures)]
+    for part in (*parts, _attempts(result.attempts), _processes(result.run)):
+        console.print(part)
+        console.print()
     if result.run.interrupted:
         console.print("[yellow]Ended early:[/yellow] the figures are of what was done until then.")
     if page is not None:
@@ -170,7 +169,7 @@ def _graph(figures: Figures) -> RenderableType:
         lines.append(Text(f"Not in the airports file, kept without details: {', '.join(figures.without_details)}."))
     if figures.never_flown:
         lines.append(Text(f"Scheduled and never flown: {', '.join(figures.never_flown)}."))
-    return Group(Text(), *lines, Text())
+    return Group(*lines)
 
 
 def _given_up(figures: Figures) -> RenderableType:

@@ -177,6 +177,7 @@ def main() -> None:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", 0))
+    listener.listen()  # before it is announced: a connection that comes early waits
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     if sys.argv[1] == "authority":
         serve_authority(listener, url)

@@ -23,7 +23,12 @@ SUITE = """
             self.path = path / project / "notes.db"
             self.project = project
             self.telemetry = Telemetry("db", "sqlite", project=project, scope="notes")
-            self.database = Database(self.path, project=Project(project), migrations=["CREATE TABLE note (x) "])
+            self.database = Database(
+                self.path,
+                project=Project(project),
+                capability="storage.notes",
+                migrations=["CREATE TABLE note (x) "],
+            )
 
         async def write(self):
             self.ensure_open()

@@ -80,6 +80,16 @@ async def test_a_deadline_ends_what_is_inside_and_says_that_nobody_knows_how_far
     assert isinstance(raised.value, TimeoutError)
 
 
+async def test_a_deadline_around_what_only_reads_leaves_no_doubt():
+    with pytest.raises(DeadlineExceeded) as raised:
+        async with deadline(0.01, outcome_unknown=False):
+            await asyncio.sleep(60)
+    assert not raised.value.outcome_unknown
+    with pytest.raises(DeadlineExceeded) as raised:
+        await bounded(asyncio.sleep(60), 0.01, what="reading", outcome_unknown=False)
+    assert not raised.value.outcome_unknown
+
+
 async def test_an_outer_deadline_is_reported_as_the_outer_one():
     with pytest.raises(DeadlineExceeded, match="outer"):
         async with deadline("10ms", what="outer"):

@@ -212,8 +212,9 @@ async def test_retries_are_bounded(url: str, tokens: Tokens) -> None:
 
 
 async def test_time_of_the_whole_is_bounded(delays: ServiceClient) -> None:
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded) as caught:
         await delays.get("/slow", params={"seconds": "60"}, timeout=0.2)
+    assert not caught.value.outcome_unknown
     with pytest.raises(DeadlineExceeded) as caught:
         async with deadline("200ms"):
             await delays.post("/count", params={"key": "slow", "seconds": "60"})
@@ -223,7 +224,7 @@ async def test_time_of_the_whole_is_bounded(delays: ServiceClient) -> None:
 async def test_service_that_ran_out_of_time_is_a_deadline(delays: ServiceClient) -> None:
     with pytest.raises(DeadlineExceeded) as caught:
         await delays.get("/count", params={"key": "504", "statuses": "504"}, timeout=0.5)
-    assert not caught.value.outcome_unknown or isinstance(caught.value.__cause__, TimeoutError)
+    assert not caught.value.outcome_unknown
 
 
 async def test_caller_without_patience_asks_for_nothing(delays: ServiceClient) -> None:
@@ -239,8 +240,9 @@ async def test_black_hole_ends_in_time_even_without_a_timeout(tokens: Tokens) ->
 
     async with listening(swallow) as hole, client(hole, tokens=tokens, audience="x", timeout="300ms") as hopeful:
         for patience in ({}, {"timeout": None}, {"timeout": 0.1}):
-            with pytest.raises(DeadlineExceeded):
+            with pytest.raises(DeadlineExceeded) as caught:
                 await hopeful.get("/", **patience)
+            assert not caught.value.outcome_unknown
             with pytest.raises(DeadlineExceeded) as caught:
                 await hopeful.post("/", **patience)
             assert caught.value.outcome_unknown

@@ -8,6 +8,9 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 import structlog
@@ -40,6 +43,7 @@ def restored() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    logs._silence(())
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
@@ -94,6 +98,25 @@ def test_what_is_below_the_level_is_not_written():
     assert stream.getvalue() == ""
 
 
+def test_libraries_that_tell_of_every_call_are_quiet_unless_they_are_wanted(lines):
+    httpx = logging.getLogger("httpx")
+    httpx.info("HTTP Request: GET https://x/?code=1")
+    assert lines.getvalue() == ""
+    httpx.warning("odd")
+    assert lines.last()["event"] == "odd"
+    logs.configure(project="acme", service="delays", environment="prod", stream=lines, quiet=())
+    httpx.info("HTTP Request: GET https://x")
+    assert lines.last()["event"] == "HTTP Request: GET https://x"
+
+
+def test_a_level_that_the_program_gave_a_quiet_library_stays(monkeypatch):
+    stream = Lines()
+    monkeypatch.setattr(logging.getLogger("httpx"), "level", logging.DEBUG)
+    logs.configure(project="acme", service="delays", environment="prod", stream=stream)
+    logging.getLogger("httpx").info("HTTP Request: GET https://x")
+    assert stream.all()[-1]["event"] == "HTTP Request: GET https://x"
+
+
 def test_a_terminal_gets_lines_for_people():
     stream = Lines(terminal=True)
     logs.configure(project="acme", service="delays", environment="dev", stream=stream)
@@ -138,7 +161,19 @@ class Login(BaseModel):
     pin: SecretStr
 
 
+@dataclass
+class Connection:
+    host: str
+    password: str
+
+
+class Pair(NamedTuple):
+    user: str
+    password: str
+
+
 SECRET = "hunter2hunter2"
+QUOTES = f"it's \"{SECRET}"
 JWT = "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
 KEY = f"-----BEGIN EC PRIVATE KEY-----\n{SECRET}\n-----END EC PRIVATE KEY-----"
 
@@ -166,6 +201,21 @@ KEY = f"-----BEGIN EC PRIVATE KEY-----\n{SECRET}\n-----END EC PRIVATE KEY-----"
         {"model": Login(user="ada", password=SECRET, pin=SecretStr(SECRET))},
         {"error": ValueError(f"cannot reach redis://:{SECRET}@cache")},
         {"blob": SECRET.encode()},
+        {"dataclass": {"nested": Connection("db", QUOTES)}},
+        {"named": Pair("ada", SECRET)},
+        {"parts": urlsplit(f"redis://app:{SECRET}@cache/0")},
+        {f"redis://app:{SECRET}@cache": "a name that is an address"},
+        {"headers": [("x-api-key", SECRET), (b"cookie", SECRET.encode())]},
+        {"note": repr([(b"x-api-key", SECRET.encode()), ("password", QUOTES)])},
+        {"note": repr({b"password": SECRET.encode()})},
+        {"note": repr({"a": 1, "password": QUOTES}.items())},
+        {"note": json.dumps({"password": QUOTES})},
+        {"note": json.dumps(json.dumps({"password": SECRET}))},
+        {"note": f"https://bucket/x?X-Amz-Signature={SECRET}&sig={SECRET}"},
+        {"note": f"Cookie: a=b; session={SECRET}"},
+        {"note": f"Authorization: Token {SECRET}"},
+        {"note": f'cut off in the middle: password="{SECRET}'},
+        {"error": ValueError("password", SECRET)},
     ],
 )
 @pytest.mark.parametrize("terminal", [False, True])
@@ -193,6 +243,12 @@ def test_handlers_of_others_get_no_secret_either(lines):
 def test_tokens_are_known_by_their_looks():
     assert JWT not in redact_text(f"refused {JWT} for good")
     assert redact_text(f"refused {JWT} for good") == "refused *** for good"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("piece", ["a.a-", "a.b.", "a://", "eyJ-", "token ", 'password="', "Bearer ", "token\\"])
+def test_a_long_line_of_a_stranger_does_not_stop_the_process(piece):
+    assert redact_text(piece * 20_000 + "://x@y eyJ.")
 
 
 def test_the_message_itself_is_redacted(lines):

@@ -123,6 +123,17 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path):
         assert "Permission denied" in fault_of(path).problem
 
 
+@pytest.mark.parametrize(
+    ("misspelt", "meant"), [("projct", "project"), ("Project", "project"), ("setings", "settings"), ("envs", "env")]
+)
+def test_what_looks_like_a_key_misspelt_is_told(tmp_path, misspelt, meant):
+    path = tmp_path / "kmp.toml"
+    path.write_text(f'{misspelt} = "skyline"\nowner = "the tower"\n')
+    fault = fault_of(path)
+    assert fault.field == misspelt
+    assert f"did you mean {meant}?" in fault.problem
+
+
 @contextlib.contextmanager
 def nobody():
     """Root may read everything, so step down for a moment."""

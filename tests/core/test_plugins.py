@@ -108,7 +108,7 @@ def test_unknown_scheme_lists_the_known_ones_and_the_one_that_was_meant(install)
     install("acme-good", "acme_good", GOOD, good="acme_good:Good", better="acme_good:Good")
     with pytest.raises(UnknownScheme, match=r"(?s)installed: better, good.*did you mean 'good'") as raised:
         plugins.find(SPEC, "goood:")
-    assert "for example good:" in str(raised.value)
+    assert "For example good:" in str(raised.value)
 
 
 @pytest.mark.parametrize("url", ["", "nonsense", "://host", "with space://x", "ümlaut:x"])

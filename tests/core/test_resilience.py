@@ -159,7 +159,16 @@ def test_a_success_between_failures_keeps_it_closed(breaker):
     assert breaker.state == "closed"
 
 
-@pytest.mark.parametrize("error", [NotFound("x"), ValueError("x"), PoolExhausted("x"), DeadlineExceeded("in a hurry")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFound("x"),
+        ValueError("x"),
+        PoolExhausted("x"),
+        DeadlineExceeded("in a hurry"),
+        Overloaded("later", retry_after=1),
+    ],
+)
 def test_errors_that_do_not_speak_of_the_backend_do_not_open_it(breaker, error):
     for _ in range(10):
         fail(breaker, error)
@@ -194,6 +203,28 @@ def test_a_probe_that_fails_doubles_the_pause_up_to_its_bound(breaker, kmp_clock
         assert at_least <= raised.value.retry_after <= at_most
         kmp_clock.advance("37s")
         fail(breaker)
+
+
+def test_a_probe_that_is_asked_to_come_back_later_leaves_it_open_for_that_long(breaker, kmp_clock):
+    for _ in range(3):
+        fail(breaker)
+    kmp_clock.advance("13s")
+    fail(breaker, Overloaded("later", retry_after=20))
+    with pytest.raises(BreakerOpen) as raised, breaker.guard():
+        pytest.fail("the backend was asked")
+    assert 16 <= raised.value.retry_after <= 24
+    kmp_clock.advance("25s")
+    with breaker.guard():
+        pass
+    assert breaker.state == "closed"
+
+
+def test_refused_surplus_between_failures_hides_none_of_them(breaker):
+    for _ in range(3):
+        fail(breaker)
+        if breaker.state == "closed":
+            fail(breaker, Overloaded("later", retry_after=1))
+    assert breaker.state == "open"
 
 
 def test_a_probe_that_is_cancelled_lets_the_next_one_probe(breaker, kmp_clock):

@@ -9,7 +9,9 @@ from typing import Protocol, Self
 import pytest
 
 from kmp_core import Context, Provider, Resource, Service, capability, deadline, plugins
+from kmp_core.capability import spec_of
 from kmp_core.errors import ConfigurationError, DeadlineExceeded, InvalidInput, LifecycleError, Unavailable
+from kmp_core.secrets import SecretStore
 from kmp_core.testing import fork
 
 
@@ -302,6 +304,30 @@ async def test_the_url_of_a_server_makes_a_missing_project_an_error(kmp_environm
         assert service.context.project == "acme"
 
 
+@pytest.mark.parametrize("embedded", [True, False])
+async def test_a_provider_of_another_scheme_says_itself_whether_it_is_embedded(kmp_environment, embedded):
+    plugins.register(Base, "mine", type("Mine", (Fake,), {"embedded": embedded}))
+    kmp_environment.set("KMP_TEST_BASE_URL", "mine://tea:hunter2@pot")
+    if embedded:
+        async with Service("delays") as service:
+            assert service.context.project == "local"
+    else:
+        with pytest.raises(ConfigurationError, match="KMP_PROJECT: must be set") as raised:
+            async with Service("delays"):
+                pass
+        assert "hunter2" not in str(raised.value)
+
+
+async def test_every_embedded_provider_of_ours_says_so():
+    from kmp_messaging import EventBus
+    from kmp_storage import Bucket, Cache, GraphStore, TimeSeriesStore
+
+    for capability_ in (EventBus, Bucket, Cache, GraphStore, TimeSeriesStore, SecretStore):
+        spec = spec_of(capability_)
+        for scheme in plugins.installed(spec):
+            assert plugins.find(spec, f"{scheme}:").embedded, (spec.name, scheme)
+
+
 async def test_all_that_is_wrong_is_told_at_once(kmp_environment):
     kmp_environment.set("KMP_PROJECT", "Ächme")
     kmp_environment.set("KMP_SHUTDOWN_GRACE", "soon")
@@ -311,6 +337,20 @@ async def test_all_that_is_wrong_is_told_at_once(kmp_environment):
             pass
     named = {fault.field for fault in raised.value.faults}
     assert named >= {"KMP_PROJECT", "KMP_SHUTDOWN_GRACE", "KMP_TEST_BASE_URL"}
+    assert "hunter2" not in str(raised.value)
+
+
+async def test_a_missing_project_and_a_scheme_that_nothing_answers_are_told_with_the_rest(kmp_environment):
+    kmp_environment.set("KMP_SHUTDOWN_GRACE", "soon")
+    kmp_environment.set("KMP_TEST_BASE_URL", "oracle://tea:hunter2@pot")
+    with pytest.raises(ConfigurationError) as raised:
+        async with Service("delays"):
+            pass
+    assert {fault.field for fault in raised.value.faults} == {"KMP_SHUTDOWN_GRACE", "KMP_PROJECT", "KMP_TEST_BASE_URL"}
+    with pytest.raises(ConfigurationError) as raised:
+        async with Service("delays", project="acme"):
+            pass
+    assert {fault.field for fault in raised.value.faults} == {"KMP_SHUTDOWN_GRACE"}
     assert "hunter2" not in str(raised.value)
 
 

@@ -249,7 +249,7 @@ def test_an_error_that_nobody_expected_shows_where_without_local_variables(start
         """
         async def main():
             password = "hunter" + "2"
-            raise ZeroDivisionError("unexpected")
+            raise ZeroDivisionError(f"cannot divide redis://app:{str.swapcase('HUNTER3')}@cache")
         kmp_core.run(main)
         """
     )
@@ -257,6 +257,7 @@ def test_an_error_that_nobody_expected_shows_where_without_local_variables(start
     assert code == 1
     assert "Traceback" in err
     assert "hunter2" not in err
+    assert "hunter3" not in err
 
 
 def test_a_wrong_variable_stops_the_service_before_it_opens_anything(start):
@@ -269,7 +270,8 @@ def test_a_wrong_variable_stops_the_service_before_it_opens_anything(start):
     assert "Traceback" not in err
 
 
-def test_interrupt_before_run_cleans_up_and_tells(start):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_run_cleans_up_and_tells(start, number):
     process = start(
         """
         async def main():
@@ -281,10 +283,50 @@ def test_interrupt_before_run_cleans_up_and_tells(start):
         """
     )
     wait_for(process, "opened")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     code, out, err = end(process)
-    assert (code, out.split()) == (130, ["drained", "closed"])
+    assert (code, out.split()) == (128 + number, ["drained", "closed"])
     assert "Traceback" not in err
+
+
+def test_a_second_sigterm_before_run_ends_at_once(start):
+    process = start(
+        """
+        async def main():
+            async with Service("delays") as service:
+                await service.get(Store)
+                say("opened")
+                time.sleep(3600)
+        kmp_core.run(main)
+        """
+    )
+    wait_for(process, "opened")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)  # two that come together count as one
+        time.sleep(0.02)
+    code, out, err = end(process)
+    assert (code, out) == (143, "")
+    assert "SIGTERM came again" in err
+
+
+def test_a_handler_of_the_program_for_sigterm_stays(start):
+    process = start(
+        """
+        signal.signal(signal.SIGTERM, lambda *_: say("mine"))
+        async def main():
+            async with Service("delays") as service:
+                await service.get(Store)
+                say("opened")
+                await asyncio.sleep(1)
+        kmp_core.run(main)
+        """
+    )
+    wait_for(process, "opened")
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = end(process)
+    assert (code, out.split()) == (0, ["mine", "drained", "closed"])
 
 
 def test_a_forked_child_is_refused_with_advice_and_the_parent_goes_on(start):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from kmp_core.deadlines import deadline
-from kmp_core.errors import DeadlineExceeded, LifecycleError
+from kmp_core.errors import ConfigurationError, DeadlineExceeded, LifecycleError
 from kmp_core.project import Project
 from kmp_core.sqlite import Database, database_path
 from kmp_core.testing import fork
@@ -32,7 +32,7 @@ def path(request, tmp_path) -> Path | None:
 
 @contextlib.asynccontextmanager
 async def opened(path: Path | None, migrations=SCHEMA):
-    database = Database(path, project=ACME, migrations=migrations)
+    database = Database(path, project=ACME, capability="storage.notes", migrations=migrations)
     await database.open()
     try:
         yield database
@@ -204,7 +204,7 @@ async def test_closing_interrupts_what_is_running_and_tells_its_caller(path):
 
 
 async def test_use_before_open_after_close_and_a_second_open_are_refused(path):
-    database = Database(path, project=ACME, migrations=SCHEMA)
+    database = Database(path, project=ACME, capability="storage.notes", migrations=SCHEMA)
     with pytest.raises(LifecycleError, match="not open"):
         await database.read(texts)
     await database.open()
@@ -242,7 +242,7 @@ WRITER = """
     from kmp_core.sqlite import Database
 
     async def main(path, count):
-        database = Database(path, project=Project("acme"), migrations={schema!r})
+        database = Database(path, project=Project("acme"), capability="storage.notes", migrations={schema!r})
         await database.open()
         for i in range(count):
             await database.write(lambda c: c.execute(
@@ -306,7 +306,8 @@ async def test_a_killed_process_leaves_what_it_committed_and_nothing_else(tmp_pa
         from kmp_core.project import Project
         from kmp_core.sqlite import Database
         async def main():
-            database = Database(Path({str(path)!r}), project=Project("acme"), migrations={SCHEMA!r})
+            path = Path({str(path)!r})
+            database = Database(path, project=Project("acme"), capability="storage.notes", migrations={SCHEMA!r})
             await database.open()
             await database.write(lambda c: c.execute("INSERT INTO note (text) VALUES ('kept')"))
             def half(c):
@@ -363,10 +364,16 @@ def test_a_url_says_where_the_file_is(url, path):
     assert database_path(Path("home"), url, "cache") == path
 
 
-def test_the_directory_is_its_owners_alone(tmp_path):
-    async def make():
-        async with opened(tmp_path / "acme" / "n.db"):
-            pass
+@pytest.mark.parametrize("url", ["sqlite://data/x.db", "sqlite://x.db", "sqlite://localhost/x.db"])
+def test_a_url_with_a_host_is_refused_and_told_its_right_form(url):
+    with pytest.raises(ConfigurationError, match=r"url: names a host.*sqlite:///absolute/path or sqlite:relative/path"):
+        database_path(Path("home"), url, "cache")
 
-    asyncio.run(make())
-    assert (tmp_path / "acme").stat().st_mode & 0o777 == 0o700
+
+async def test_every_directory_that_is_made_is_its_owners_alone(tmp_path):
+    tmp_path.chmod(0o755)
+    async with opened(tmp_path / "above" / "acme" / "n.db"):
+        pass
+    for directory in (tmp_path / "above", tmp_path / "above" / "acme"):
+        assert directory.stat().st_mode & 0o777 == 0o700
+    assert tmp_path.stat().st_mode & 0o777 == 0o755

@@ -19,8 +19,8 @@ ACME = Project("acme")
 SCHEMA = ["CREATE TABLE note (text TEXT) STRICT"]
 
 
-def make(path: Path, project: str = "acme", migrations=SCHEMA) -> Database:
-    return Database(path, project=Project(project), migrations=migrations)
+def make(path: Path, project: str = "acme", migrations=SCHEMA, capability: str = "storage.notes") -> Database:
+    return Database(path, project=Project(project), capability=capability, migrations=migrations)
 
 
 async def refused(database: Database, error: type[Exception], match: str) -> None:
@@ -74,6 +74,18 @@ async def test_a_damaged_file_is_refused_or_its_damage_found_when_it_is_read(tmp
         await damaged.read(lambda c: c.execute("SELECT sum(length(text)) FROM note").fetchall())
     await damaged.close()
     assert path.read_bytes() == bytes(content)
+
+
+async def test_another_capabilitys_file_is_refused_by_name_and_not_migrated(tmp_path):
+    path = tmp_path / "n.db"
+    database = make(path)
+    await database.open()
+    await database.close()
+    before = path.read_bytes()
+    others = [*SCHEMA, "CREATE TABLE letter (text TEXT) STRICT"]
+    with pytest.raises(ConfigurationError, match=r"n\.db: is a file of storage\.notes, not of messaging\.letters"):
+        await make(path, migrations=others, capability="messaging.letters").open()
+    assert path.read_bytes() == before
 
 
 async def test_another_applications_database_is_refused_and_left_as_it_is(tmp_path):

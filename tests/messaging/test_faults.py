@@ -227,7 +227,7 @@ async def test_old_events_go_once_every_group_has_handled_them(tmp_path):
         bus.subscribe(Told, slow, group="slow")
         await bus.start()
         await bus.publish(Told(who="k0"))
-        await until(lambda: all(consumer._group for consumer in bus._consumers.values()))
+        await until(lambda: all(consumer._membership is not None for consumer in bus._consumers.values()))
         await until(lambda: seen["fast"] == 1)
         for number in range(60):
             await bus.publish(*(Told(who=f"k{n}", number=number, text="x" * 500) for n in range(20)))
@@ -258,8 +258,8 @@ async def test_the_memory_that_a_slow_group_needs_is_bounded(tmp_path):
         bus.subscribe(Told, handle, group="g", concurrency=4)
         await bus.start()
         (consumer,) = bus._consumers.values()
-        await until(lambda: bool(consumer._bytes))
-        held = sum(partition.held for partition in consumer._partitions.values())
+        await until(lambda: consumer._membership is not None and bool(consumer._membership.size))
+        held = sum(partition.held for partition in consumer._membership.partitions.values())
         # A row is taken whole, so the last one may exceed the bound by what it holds.
         assert held <= 100 + 20
         hold.set()

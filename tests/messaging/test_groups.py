@@ -66,13 +66,26 @@ def test_who_was_away_too_long_commits_nothing(connection, group):
     divide(connection, group, "a", now=100.0)
     groups.advance(connection, group, [(1, 1, 2)], {1: 9}, False)
     (mine, *_) = divide(connection, group, "b", now=200.0).claims
-    assert (mine.slot, mine.position, mine.dispatched, mine.generation) == (1, 2, 9, 2)
+    assert (mine.slot, mine.position, mine.suspect, mine.generation) == (1, 2, 0, 2)
     assert groups.advance(connection, group, [(1, 2, 7)], {}, False) == set()
     assert groups.advance(connection, group, [(1, 1, 9), (2, 1, 5)], {}, False) == {1, 2}
     groups.release(connection, group, "a", [(1, 1, 9)])
     assert positions(connection)[1] == 7
     assert positions(connection)[2] == 0
     assert connection.execute("SELECT owner FROM progress WHERE slot = 1").fetchone() == ("b",)
+
+
+def test_what_two_owners_in_a_row_did_not_let_go_is_suspect(connection, group):
+    divide(connection, group, "a", now=100.0)
+    groups.advance(connection, group, [(1, 1, 2), (2, 1, 4)], {1: 9, 2: 9}, False)
+    assert [claim.suspect for claim in divide(connection, group, "b", now=200.0).claims] == [0, 0, 0, 0]
+    groups.advance(connection, group, [(1, 2, 5)], {1: 10}, False)
+    # Of slot 1 only what the first owner had too; what came to the second alone has been through one death.
+    claims = divide(connection, group, "c", now=300.0).claims
+    assert [(claim.position, claim.suspect) for claim in claims] == [(5, 9), (4, 9), (0, 0), (0, 0)]
+    groups.release(connection, group, "c", [(1, 3, 6), (2, 3, 4)])
+    claims = divide(connection, group, "c", now=301.0, active={3, 4}).claims
+    assert all(claim.suspect <= claim.position for claim in claims), "who lets go in peace leaves no suspicion"
 
 
 def test_a_position_never_goes_back(connection, group):

@@ -14,7 +14,6 @@ import doctest
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60
 NAMED = re.compile(r"# ([\w./-]+\.(?:py|toml))\n")
-CHECKED_ELSEWHERE = re.compile(r"(git clone|(\S*/)?python3? -m (pip|venv)|pip install|cd) ")
+CHECKED_ELSEWHERE = re.compile(r"(git clone|(\S*/)?python3? -m (pip|venv)|pip install|cd|\.) ")
 
 
 class Page:
@@ -96,8 +95,8 @@ def run_console(example: Example, page: Page) -> None:
             got = run(command, expected, page)
             same = doctest.OutputChecker().check_output(expected, got, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
             assert same, f"$ {command}\nexpected:\n{expected}\ngot:\n{got}"
-        elif paths := [word for word in shlex.split(command) if word.startswith("packages/")]:
-            assert all((ROOT / path.partition("[")[0]).is_dir() for path in paths), f"{command}: no such package"
+        elif paths := re.findall(r"(?<![\w-])packages/[\w-]+", command):
+            assert all((ROOT / path).is_dir() for path in paths), f"{command}: no such package"
 
 
 def commands(text: str) -> Iterator[tuple[str, str]]:

@@ -369,3 +369,27 @@ async def test_a_disk_without_room_for_the_index_loses_nothing(small_disk: Path)
         assert await bucket.get("first") == b"a" * 1000
         assert await bucket.get("after") == b"there is room again"
         assert len([entry async for entry in bucket.list("tiny/")]) == 200 - failed
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "file", "", "memory"])
+def test_a_url_of_another_scheme_is_refused(url: str):
+    with pytest.raises(ConfigurationError, match=r"url: must begin with 'file:' or 'memory:'"):
+        FileBucket(url)
+
+
+def test_a_url_with_a_host_is_refused_and_told_its_right_form():
+    with pytest.raises(ConfigurationError, match=r"names a host.*file:///absolute/path or file:relative/path"):
+        FileBucket("file://data/bucket")
+
+
+async def test_a_space_in_a_url_is_written_as_in_every_url(tmp_path: Path):
+    async with FileBucket(f"file://{tmp_path}/a%20b") as bucket:
+        await bucket.put("key", b"1")
+    assert (tmp_path / "a b" / "index.db").exists()
+
+
+async def test_every_directory_that_is_made_is_its_owners_alone(tmp_path: Path):
+    async with FileBucket(f"file:{tmp_path}/above/bucket"):
+        pass
+    for directory in ("above", "above/bucket", "above/bucket/objects"):
+        assert (tmp_path / directory).stat().st_mode & 0o777 == 0o700

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,29 @@ async def test_a_walk_that_is_too_wide_is_refused():
         assert await graph.neighbours(City(code="Z"), via=Way) == [City(code="A")]
 
 
+async def everything(graph: SqliteGraphStore) -> tuple[list[Node | None], list[Way]]:
+    return [await graph.get(City, code) for code in "ABCD"], await graph.edges(Way)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_merging_at_once_is_merging_one_by_one(seed: int):
+    chance = random.Random(seed)  # noqa: S311 - no secret
+
+    def item() -> Node | Edge:
+        a, b, number = chance.choice("ABCD"), chance.choice("ABCD"), chance.choice((None, 1, 2))
+        if chance.random() < 0.5:
+            return City(code=a) if chance.random() < 0.3 else City(code=a, people=number)
+        return Way(source=a, target=b) if chance.random() < 0.3 else Way(source=a, target=b, miles=number)
+
+    batches = [[item() for _ in range(chance.randrange(1, 12))] for _ in range(4)]
+    async with SqliteGraphStore("memory:") as at_once, SqliteGraphStore("memory:") as one_by_one:
+        for batch in batches:
+            assert await at_once.merge(*batch) == sum([await one_by_one.merge(item) for item in batch])
+            assert await everything(at_once) == await everything(one_by_one)
+
+
 async def test_an_interrupt_between_two_statements_is_heard(tmp_path: Path):
-    database = Database(tmp_path / "x.db", project=Project("acme"), migrations=())
+    database = Database(tmp_path / "x.db", project=Project("acme"), capability="storage.graph", migrations=())
     await database.open()
 
     def work(connection: sqlite3.Connection) -> bool:

@@ -19,12 +19,12 @@ from kmp_core.errors import (
     Conflict,
     Corrupt,
     DeadlineExceeded,
-    KmpError,
     PermissionDenied,
     Unavailable,
 )
 from kmp_core.testing import IsolatedEnvironment, ManualClock
 from kmp_storage import Edge, GraphStore, Measurement, Node, TimeSeriesStore
+from kmp_storage.embedded.cache import SqliteCache
 from kmp_storage.embedded.graph import SqliteGraphStore
 from kmp_storage.embedded.timeseries import SqliteTimeSeriesStore, TimeSeriesSettings
 
@@ -296,11 +296,13 @@ async def test_another_projects_file_is_refused(tmp_path: Path):
 async def test_another_capabilitys_file_is_refused_with_its_name(tmp_path: Path):
     async with SqliteGraphStore(f"sqlite:{tmp_path}/one.db"):
         pass
-    with pytest.raises(KmpError, match=r"one\.db"):
+    with pytest.raises(ConfigurationError, match=r"one\.db: is a file of storage\.graph, not of storage\.timeseries"):
         await SqliteTimeSeriesStore(f"sqlite:{tmp_path}/one.db").open()
+    with pytest.raises(ConfigurationError, match=r"one\.db: is a file of storage\.graph, not of storage\.cache"):
+        await SqliteCache(f"sqlite:{tmp_path}/one.db").open()
     async with SqliteTimeSeriesStore(f"sqlite:{tmp_path}/two.db"):
         pass
-    with pytest.raises(KmpError, match=r"two\.db"):
+    with pytest.raises(ConfigurationError, match=r"two\.db: is a file of storage\.timeseries, not of storage\.graph"):
         await SqliteGraphStore(f"sqlite:{tmp_path}/two.db").open()
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from directory_cache.files import KernelLock, Record, Store
 from kmp_core.context import Context
@@ -36,7 +36,8 @@ class DirectoryCache(Provider, Cache):
     not needed. It does not refresh early and its size has no bound, so it declares neither.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "shared"})
+    abilities = frozenset({"durable", "shared"})
+    embedded = True
 
     def __init__(self, url: str = "directory:", *, project: str = "local", directory: Path | None = None) -> None:
         self.project = Project(project)

@@ -6,6 +6,11 @@
 
 After `failures` failures in a row the breaker opens. When the pause is over, one caller probes; the others are still
 refused. A probe that succeeds closes the breaker, one that fails doubles the pause up to `longest_pause`.
+
+`Overloaded` is the answer of a backend that lives and sheds load: it refuses the surplus, cheaply, and often one
+caller's alone. Five such answers in a row are ordinary in a storm, and to open on them would take away from the backend
+the load that it can carry, then give back all of it at once. So they neither open a breaker nor count as a success;
+`Retries` waits for as long as the backend asked. A probe that gets one leaves the breaker open for that long.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from typing import Literal
 
 from kmp_core.clock import SYSTEM_CLOCK, Clock
 from kmp_core.deadlines import Timeout, duration
-from kmp_core.errors import BackendError, BreakerOpen, DeadlineExceeded, PoolExhausted
+from kmp_core.errors import BackendError, BreakerOpen, DeadlineExceeded, Overloaded, PoolExhausted
 
 __all__ = ["Breaker", "BreakerState"]
 
@@ -28,8 +33,8 @@ class Breaker:
     """One per backend and process.
 
     Only what speaks of the backend counts: `Unavailable`, `OutcomeUnknown`, and a deadline that left the backend at
-    least `patience`. An error such as `NotFound` is an answer; a pool of our own that is empty, and a caller in a
-    hurry, say nothing.
+    least `patience`. An error such as `NotFound` is an answer; a pool of our own that is empty, a caller in a hurry,
+    and a backend that asks to come back later, say nothing.
     """
 
     def __init__(
@@ -67,6 +72,10 @@ class Breaker:
         began = self._clock.monotonic()
         try:
             yield
+        except Overloaded as error:
+            if probe:
+                self._wait(min(error.retry_after, self._longest_pause))
+            raise
         except BackendError as error:
             if self._blames_backend(error, began):
                 self._failed(probe)
@@ -105,8 +114,11 @@ class Breaker:
             self._pause = min(self._pause * 2, self._longest_pause)
         elif self._failures < self._limit or self._until is not None:
             return
+        self._wait(self._pause)
+
+    def _wait(self, seconds: float) -> None:
         # A little jitter, or all processes probe in the same moment.
-        self._until = self._clock.monotonic() + self._pause * random.uniform(0.8, 1.2)  # noqa: S311
+        self._until = self._clock.monotonic() + seconds * random.uniform(0.8, 1.2)  # noqa: S311
 
     def _succeeded(self) -> None:
         self._failures = 0

@@ -110,12 +110,18 @@ def within(timeout: Timeout, default: Timeout = None) -> float | None:
 
 @asynccontextmanager
 async def deadline(
-    timeout: Timeout, *, what: str = "the call", backend: str | None = None, fresh: bool = False
+    timeout: Timeout,
+    *,
+    what: str = "the call",
+    backend: str | None = None,
+    fresh: bool = False,
+    outcome_unknown: bool = True,
 ) -> AsyncIterator[None]:
     """Give everything inside the block this much time, or what is left of an outer deadline where that is less.
 
-    Raises `DeadlineExceeded` when the time is over. A cancellation from outside passes through as it is. With `fresh`
-    the outer deadline does not count: letting go needs its own time, most of all when the time was over.
+    Raises `DeadlineExceeded` when the time is over; around what only reads, say that no outcome is unknown. A
+    cancellation from outside passes through as it is. With `fresh` the outer deadline does not count: letting go needs
+    its own time, most of all when the time was over.
     """
     outer = _deadline.set(None) if fresh else None
     try:
@@ -134,16 +140,23 @@ async def deadline(
     except TimeoutError as error:
         if isinstance(error, DeadlineExceeded) or not scope.expired():
             raise
-        # Nobody here knows how far the block came.
+        # Nobody here knows how far a block came that changes something.
         message = f"{what} took longer than the {seconds:.3g} s it was allowed"
-        raise DeadlineExceeded(message, backend=backend, outcome_unknown=True) from error
+        raise DeadlineExceeded(message, backend=backend, outcome_unknown=outcome_unknown) from error
     finally:
         _deadline.reset(token)
 
 
-async def bounded(awaitable: Awaitable[T], timeout: Timeout, *, what: str, backend: str | None = None) -> T:
+async def bounded(
+    awaitable: Awaitable[T],
+    timeout: Timeout,
+    *,
+    what: str,
+    backend: str | None = None,
+    outcome_unknown: bool = True,
+) -> T:
     """Await with a deadline; a short form of `deadline` for one awaitable."""
-    async with deadline(timeout, what=what, backend=backend):
+    async with deadline(timeout, what=what, backend=backend, outcome_unknown=outcome_unknown):
         return await awaitable
 
 

@@ -87,7 +87,13 @@ class Fault:
         text = f"{self.field}: {self.problem}"
         if self.source is not None:
             text += f" (from {self.source})"
-        return text if self.example is None else f"{text}; for example {self.example}"
+        return text + _for_example(text, self.example)
+
+
+def _for_example(problem: str, example: str | None) -> str:
+    if example is None:
+        return ""
+    return f" For example {example}" if problem.endswith("?") else f"; for example {example}"
 
 
 class ConfigurationError(KmpError):
@@ -136,8 +142,7 @@ class InvalidInput(KmpError):
         self.example = example
         self.row = row
         where = field if row is None else f"row {row}, {field}"
-        hint = "" if example is None else f"; for example {example}"
-        super().__init__(f"{where}: {problem}{hint}", project=project, key=key)
+        super().__init__(f"{where}: {problem}{_for_example(problem, example)}", project=project, key=key)
 
 
 class Unsupported(KmpError):

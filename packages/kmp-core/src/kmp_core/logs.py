@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
 
 from kmp_core.redaction import redact, redact_text
 
-__all__ = ["LogFormat", "configure", "configured", "get_logger"]
+__all__ = ["QUIET", "LogFormat", "configure", "configured", "get_logger"]
 
 LogFormat = Literal["auto", "json", "console"]
 EventDict = MutableMapping[str, Any]
 
+QUIET = ("httpcore", "httpx")
+"""Libraries that write a line for every call of theirs, which traces and metrics tell better."""
+
+_quieted: set[str] = set()
 _OWN_HANDLERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "gunicorn.error", "gunicorn.access")
 
 
@@ -48,9 +52,12 @@ def configure(
     environment: str,
     format: LogFormat = "auto",  # noqa: A002 - reads best at the call
     level: str = "info",
+    quiet: Collection[str] = QUIET,
     stream: TextIO | None = None,
 ) -> None:
     """Configure structlog and `logging` for the process. A second call replaces the first one's work.
+
+    Loggers in `quiet` write warnings and worse only, unless the program has given them a level itself.
 
     Servers that bring log handlers of their own (uvicorn, gunicorn) have them taken away, so that their lines look
     like all others.
@@ -65,6 +72,7 @@ def configure(
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())
+    _silence(quiet)
     for name in _OWN_HANDLERS:
         logger = logging.getLogger(name)
         if not logger.handlers and not logger.propagate:
@@ -83,6 +91,17 @@ def configure(
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+def _silence(names: Collection[str]) -> None:
+    for name in _quieted:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    _quieted.clear()
+    for name in names:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.WARNING)
+            _quieted.add(name)
 
 
 def _formatter(facts: Mapping[str, str], *, as_json: bool, colors: bool) -> logging.Formatter:

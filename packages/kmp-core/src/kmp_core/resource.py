@@ -67,8 +67,15 @@ class Provider(Resource):
     child, each with advice. A provider that is garbage while open warns with `ResourceWarning`.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset()
-    """Optional abilities that it has; a contract suite tests each, and demands `Unsupported` for the others."""
+    abilities: frozenset[str] = frozenset()
+    """Optional abilities that it has; a contract suite tests each, and demands `Unsupported` for the others.
+
+    The class says what it can do at most; an instance that can do less (in memory, nothing is durable) sets its own.
+    """
+
+    embedded: ClassVar[bool] = False
+    """Whether it keeps its data on this machine. Any other lives on a server that projects share, and needs to be told
+    its project."""
 
     open_timeout: ClassVar[Timeout] = timedelta(seconds=30)
     close_timeout: ClassVar[Timeout] = timedelta(seconds=10)
@@ -134,7 +141,7 @@ class Provider(Resource):
 
     async def check(self) -> None:
         self.ensure_open()
-        async with deadline(self.check_timeout, what=f"checking {self._label()}"):
+        async with deadline(self.check_timeout, what=f"checking {self._label()}", outcome_unknown=False):
             await self._check()
 
     def ensure_open(self) -> None:

@@ -42,7 +42,7 @@ _SPAN_KINDS = {"db": trace.SpanKind.CLIENT, "messaging": trace.SpanKind.PRODUCER
 class Call:
     """One call under way: a context manager that records its span and its duration when it ends."""
 
-    __slots__ = ("_attributes", "_began", "_histogram", "_scope", "_span")
+    __slots__ = ("_attributes", "_began", "_count", "_histogram", "_scope", "_span")
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class Call:
     ) -> None:
         attributes = {**telemetry.attributes, f"{telemetry.kind}.operation.name": operation}
         self._attributes = attributes
+        self._count = _BATCH[telemetry.kind]
         self._histogram = telemetry.processing if kind is trace.SpanKind.CONSUMER else telemetry.histogram
         self._span = telemetry.tracer.start_span(
             f"{operation} {telemetry.system}",
@@ -72,6 +73,10 @@ class Call:
         self._began = time.perf_counter()
         self._scope.__enter__()
         return self
+
+    def has_count(self, count: int) -> None:
+        """Say how many items it was about, where that is known only when they have come."""
+        self._span.set_attribute(self._count, count)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from kmp_core.deadlines import Timeout, deadline, duration
 from kmp_core.errors import InvalidInput
+from kmp_storage.secret_fields import secret_field
 
 if TYPE_CHECKING:
     from kmp_storage.protocols import Cache
@@ -103,6 +104,10 @@ class TypedCache(Generic[B]):
 def _check_model(model: object) -> None:
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise InvalidInput("model", "is not a pydantic model class", example="cache.of(Airport)")
+    secret = secret_field(model)
+    if secret is not None:
+        problem = f"holds the secret {secret}, of which a cache would keep the mask alone"
+        raise InvalidInput("model", problem, example="a class without it; keep secrets in a SecretStore")
 
 
 def check_key(key: object, field: str = "key") -> None:

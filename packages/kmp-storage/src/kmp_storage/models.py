@@ -82,7 +82,8 @@ class Measurement(_Stored):
         retention: str | timedelta | None = None,
         **unknown: Any,
     ) -> None:
-        refuse_unknown(cls, unknown, ("series", "tags", "unique", "retention"))
+        example = f'class {cls.__name__}(Measurement, series="delays")'
+        refuse_unknown(cls, unknown, ("series", "tags", "unique", "retention"), example)
         super().__init_subclass__()
         options = cls.__kmp_series__
         if series is not None:
@@ -118,7 +119,7 @@ class Node(_Stored):
     __kmp_node__: ClassVar[NodeOptions] = NodeOptions()
 
     def __init_subclass__(cls, *, label: str | None = None, key: str | None = None, **unknown: Any) -> None:
-        refuse_unknown(cls, unknown, ("label", "key"))
+        refuse_unknown(cls, unknown, ("label", "key"), f'class {cls.__name__}(Node, label="Airport", key="code")')
         super().__init_subclass__()
         options = cls.__kmp_node__
         if label is not None:
@@ -156,7 +157,8 @@ class Edge(_Stored):
         target: type[Node] | None = None,
         **unknown: Any,
     ) -> None:
-        refuse_unknown(cls, unknown, ("type", "source", "target"))
+        example = f'class {cls.__name__}(Edge, type="ROUTE", source=Airport, target=Airport)'
+        refuse_unknown(cls, unknown, ("type", "source", "target"), example)
         super().__init_subclass__()
         options = cls.__kmp_edge__
         if type is not None:

@@ -60,10 +60,10 @@ class EdgeOptions:
     target: type[Node] | None = None
 
 
-def refuse_unknown(cls: type, unknown: dict[str, Any], known: tuple[str, ...]) -> None:
+def refuse_unknown(cls: type, unknown: dict[str, Any], known: tuple[str, ...], example: str) -> None:
     """Raise for a class keyword that is none."""
     for name in unknown:
-        raise InvalidInput(f"{cls.__name__}, {name}", f"is no option of the class{did_you_mean(name, known)}")
+        raise InvalidInput(cls.__name__, f"has no class keyword {name!r}{did_you_mean(name, known)}", example=example)
 
 
 def check_name(where: str, value: object, pattern: re.Pattern[str], rule: str, example: str) -> None:

@@ -82,7 +82,12 @@ class ServiceClient(httpx.AsyncClient):
 
     async def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> httpx.Response:
         own = (request.extensions.get("timeout") or {}).get("read")
-        async with deadline(self._total if own is None else own, what="the request", backend=self._backend):
+        async with deadline(
+            self._total if own is None else own,
+            what="the request",
+            backend=self._backend,
+            outcome_unknown=request.method not in SAFE,
+        ):
             # Before the backend's breaker and retries: an authority that is down says nothing about the service.
             if self._service.serves(request.url):
                 request.extensions[EXTENSION] = await self._service.token()

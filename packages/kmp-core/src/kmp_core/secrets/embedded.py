@@ -53,6 +53,8 @@ class _Look(NamedTuple):
 class _PolledSecrets(SecretStore, Provider):
     """A store that is read again and again."""
 
+    embedded = True
+
     def __init__(self, system: str, project: str, settings: SecretsSettings | None, clock: Clock) -> None:
         self._settings = settings or SecretsSettings.load()
         self._clock = clock
@@ -94,7 +96,8 @@ class _PolledSecrets(SecretStore, Provider):
     async def _settled(self, name: str, timeout: Timeout) -> _Look:
         """Look until what is there has been left alone for the settle time."""
         settle = self._settings.settle_time.total_seconds()
-        async with deadline(self._settings.timeout if timeout is None else timeout, what=f"reading the secret {name}"):
+        seconds = self._settings.timeout if timeout is None else timeout
+        async with deadline(seconds, what=f"reading the secret {name}", outcome_unknown=False):
             before: _Look | None = None
             while True:
                 look = await asyncio.to_thread(self._look, name)

@@ -11,7 +11,7 @@
 | 75 | a backend was away, or work was left over at the drain: starting again will help (`EX_TEMPFAIL`) |
 | 77 | not allowed (`EX_NOPERM`) |
 | 78 | the configuration is wrong (`EX_CONFIG`) |
-| 128 + n | ended at once by signal n: the second SIGTERM or SIGINT, or a SIGINT before `Service.run` |
+| 128 + n | ended by signal n: at once by the second SIGTERM or SIGINT; cancelled by one before `Service.run` |
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
+from types import FrameType
 from typing import Any
 
 from kmp_core.errors import AccessDenied, BackendError, ConfigurationError, Corrupt, InvalidInput, KmpError
@@ -32,6 +34,7 @@ __all__ = ["exit_code", "run"]
 
 _LAST_SECONDS = 5.0
 _SIGINT = 130
+_SIGTERM = 143
 
 
 def run(main: Callable[[], Coroutine[Any, Any, object]]) -> None:
@@ -61,13 +64,49 @@ def _run(main: Callable[[], Coroutine[Any, Any, object]]) -> int:
 
 
 def _outcome(runner: asyncio.Runner, main: Callable[[], Coroutine[Any, Any, object]]) -> int:
+    termination = _Termination()
     try:
-        runner.run(main())
+        runner.run(termination.around(main))
     except KeyboardInterrupt:
         return _SIGINT
+    except asyncio.CancelledError:
+        if not termination.received:
+            raise
+        return _SIGTERM
     except Exception as error:  # the last line of defence of a program
         return _tell(error)
     return 0
+
+
+class _Termination:
+    """SIGTERM while nothing runs yet, as a slow start may be told: cancels the program, so that it closes what it has.
+
+    Without it the process would end on the spot, or, as the first process of a container, would never hear of it.
+    `Service.run` puts its own handling in the place of this. A program that has one of its own keeps it.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+
+    async def around(self, main: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def terminate(number: int, frame: FrameType | None) -> None:
+            if self.received:
+                end_process(128 + number, "SIGTERM came again: ending at once")
+            self.received = True
+            loop.call_soon_threadsafe(task.cancel)
+
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            await main()
+            return
+        signal.signal(signal.SIGTERM, terminate)
+        try:
+            await main()
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _hangs(thread: threading.Thread) -> bool:
@@ -78,8 +117,10 @@ def _hangs(thread: threading.Thread) -> bool:
 def _tell(error: Exception) -> int:
     code = exit_code(error)
     if code == 1:
+        from kmp_core.redaction import redact_text
+
         # Frames without their local variables: those may be secrets.
-        traceback.print_exception(error)
+        print(redact_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)  # noqa: T201
         return code
     for one in _leaves(error):
         print(f"{type(one).__name__}: {_text(one)}", *getattr(one, "__notes__", ()), sep="\n", file=sys.stderr)  # noqa: T201

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from kmp_core import plugins
 from kmp_core.capability import CapabilitySpec, declared
 from kmp_core.deadlines import Duration
 from kmp_core.errors import ConfigurationError, Fault
+from kmp_core.logs import QUIET
 from kmp_core.project import Environment, Project, ServiceName
 from kmp_core.settings import Settings
 from kmp_core.settings.sources import Key, Sources
 from kmp_core.settings.url import ConnectionUrl
 
-__all__ = ["Configuration", "ServiceSettings", "configure", "configure_logs"]
+__all__ = ["Configuration", "ServiceSettings", "configure", "configure_logs", "undecided"]
 
-_EMBEDDED = frozenset({"directory", "env", "file", "memory", "sqlite"})
 _LOCAL = "local"
 
 
@@ -50,6 +52,9 @@ class ServiceSettings(Settings, prefix=""):
 
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     """The least severe log lines that are written."""
+
+    log_quiet: tuple[str, ...] = QUIET
+    """Loggers that write warnings and worse only, whatever `log_level` is. `[]` lets all of them speak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +92,36 @@ class Configuration:
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]["msg"]
             return "", [Fault(key.variable, problem, spec.default, found.source)]
-        server = url.scheme not in _EMBEDDED and url.scheme != spec.default.partition(":")[0]
-        if server and "project" not in self.settings.model_fields_set:
-            return "", [Fault("KMP_PROJECT", f"must be set, since {key.variable} names a server", "skyline")]
+        if "project" not in self.settings.model_fields_set and _is_server(spec, url.reveal()):
+            missing = Fault("KMP_PROJECT", f"must be set, since {key.variable} names a server", "skyline")
+            return "", [missing, *_unanswered(spec, url.reveal())]
         return url.reveal(), []
+
+
+def _unanswered(spec: CapabilitySpec, url: str) -> tuple[Fault, ...]:
+    """What `get` would tell next: a start that is refused anyway names it too."""
+    try:
+        plugins.find(spec, url)
+    except ConfigurationError as error:
+        return error.faults
+    return ()
+
+
+def _is_server(spec: CapabilitySpec, url: str) -> bool:
+    """What the provider says of itself, or, where none can be asked, what the URL looks like."""
+    if url.partition(":")[0].lower() == spec.default.partition(":")[0]:
+        return False  # known without importing it
+    try:
+        provider = plugins.find(spec, url)
+    except ConfigurationError:  # `get` tells
+        return re.match(r"[^:]*://[^/]", url) is not None
+    return not getattr(provider, "embedded", False)
+
+
+def undecided(sources: Sources, **given: Any) -> ServiceSettings:
+    """Stands in for settings with faults, which tell no more than whether a project is named."""
+    named = "project" in given or sources.find(ServiceSettings.key("project")) is not None
+    return ServiceSettings.model_construct({"project"} if named else set())
 
 
 def configure(environment: str | None, arguments: dict[str, Any]) -> Configuration:
@@ -103,7 +134,7 @@ def configure(environment: str | None, arguments: dict[str, Any]) -> Configurati
         try:
             configuration = Configuration(ServiceSettings.load(**given), sources)
         except ConfigurationError as error:
-            others = Configuration(ServiceSettings.model_construct({"project"}), sources).faults()
+            others = Configuration(undecided(sources, **given), sources).faults()
             raise ConfigurationError(*dict.fromkeys((*error.faults, *others))) from None
     faults = configuration.faults()
     if faults:
@@ -123,4 +154,5 @@ def configure_logs(configuration: Configuration) -> None:
             environment=settings.environment,
             format=settings.log_format,
             level=settings.log_level,
+            quiet=settings.log_quiet,
         )

@@ -2,7 +2,7 @@
 
 The nearest file upward from the working directory counts; `KMP_MANIFEST` names another one. This module knows the two
 tables that hold settings (`[settings]`, and `[env.<environment>.settings]`, which goes over it) and `project`;
-everything else belongs to the manifest and is left as it is.
+everything else belongs to the manifest and is left as it is, unless it looks like one of these, misspelt.
 """
 
 from __future__ import annotations
@@ -98,7 +98,18 @@ def _layout_faults(path: Path, data: Mapping[str, Any]) -> list[Fault]:
     for name, table in environments.items() if isinstance(environments, dict) else ():
         if not isinstance(table, dict) or not isinstance(table.get("settings", {}), dict):
             faults.append(Fault(f"env.{name}", "must be a table", f"[env.{name}.settings.storage.cache]", str(path)))
-    return faults
+    return faults + [fault for name in data if (fault := _misspelt(path, name)) is not None]
+
+
+def _misspelt(path: Path, name: str) -> Fault | None:
+    import difflib  # most starts have no use for it
+
+    known = ("project", *_EXAMPLES)
+    meant = [] if name in known else difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.8)
+    if not meant:
+        return None
+    example = f"[{_EXAMPLES[meant[0]]}]" if meant[0] in _EXAMPLES else 'project = "skyline"'
+    return Fault(name, f"is no key of a manifest; did you mean {meant[0]}?", example, str(path))
 
 
 _EXAMPLES = {"settings": "settings.storage.cache", "env": "env.prod.settings.storage.cache"}

@@ -17,7 +17,7 @@ from kmp_core.capability import declared
 from kmp_core.deadlines import Duration
 from kmp_core.errors import ConfigurationError, Fault
 from kmp_core.project import Environment, Project, ServiceName
-from kmp_core.service.settings import Configuration, ServiceSettings
+from kmp_core.service.settings import Configuration, ServiceSettings, undecided
 from kmp_core.settings import Settings
 from kmp_core.settings.catalogue import broken_plugins, capabilities, import_capabilities, installed_classes
 from kmp_core.settings.faults import example_of, is_secret
@@ -153,7 +153,7 @@ def _url_faults(sources: Sources) -> list[Fault]:
     try:
         settings = ServiceSettings.load()
     except ConfigurationError:
-        settings = ServiceSettings.model_construct({"project"})  # its own faults are told already
+        settings = undecided(sources)  # its own faults are told already
     return Configuration(settings, sources).faults()
 
 

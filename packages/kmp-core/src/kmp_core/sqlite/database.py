@@ -1,6 +1,7 @@
 """SQLite for embedded providers: durable, shared by several processes, and never in the way of the event loop.
 
-    database = Database(path, project=project, migrations=["CREATE TABLE note (text TEXT) STRICT"])
+    migrations = ["CREATE TABLE note (text TEXT) STRICT"]
+    database = Database(path, project=project, capability="storage.notes", migrations=migrations)
     await database.open()
     await database.write(lambda connection: connection.execute("INSERT INTO note VALUES ('x')"), timeout="2s")
 
@@ -29,6 +30,7 @@ from kmp_core.errors import LifecycleError
 from kmp_core.project import Project
 from kmp_core.sqlite.files import (
     BUSY,
+    Owner,
     Synchronous,
     claim,
     connect,
@@ -57,7 +59,7 @@ class Database:
     """Open one SQLite file for one project, or a private database in memory where `path` is None.
 
     `migrations` are scripts, applied once each, in order, under the write lock; a file that was written by a later
-    version, by another application or for another project is refused and left as it is.
+    version, by another application, for another project or for another capability is refused and left as it is.
     """
 
     def __init__(
@@ -65,11 +67,13 @@ class Database:
         path: Path | None,
         *,
         project: Project,
+        capability: str,
         migrations: Sequence[str],
         synchronous: Synchronous = "full",
     ) -> None:
         self.path = path
         self.project = project
+        self._owner = Owner(project, capability)
         self._migrations = tuple(migrations)
         self._synchronous: Synchronous = synchronous
         self._threads: _Threads | None = None
@@ -83,8 +87,8 @@ class Database:
     async def open(self) -> None:
         """Create what is missing and migrate; on an error nothing is left open.
 
-        Raises `ConfigurationError` (a place that cannot be used, a stranger's file, a later version's), `Corrupt`,
-        `PermissionDenied` (another project's) and `Unavailable`.
+        Raises `ConfigurationError` (a place that cannot be used, a stranger's file, another capability's, a later
+        version's), `Corrupt`, `PermissionDenied` (another project's) and `Unavailable`.
         """
         if self._threads is not None or self._jobs.closed:
             raise LifecycleError("the database was opened before; make a new one")
@@ -132,10 +136,15 @@ class Database:
 
         return await self._jobs.run(threads.read, self._translated(body), within(timeout))
 
+    @property
+    def idle(self) -> bool:
+        """Whether `run` may be called: in memory, while nothing is under way in a thread."""
+        return self.path is None and not self._jobs.under_way
+
     def run(self, work: Work[T]) -> T:
         """Run `work` in one transaction here and now, in memory only: nothing there waits for a disk or for others.
 
-        Saves the way through a thread, for callers that use no other method of this object beside.
+        Saves the way through a thread, for callers that use no other method of this object beside, or ask `idle`.
         """
         self._open_threads()
         if self.path is not None:
@@ -243,14 +252,14 @@ class Database:
         if self.path is not None:
             make_private_directory(self.path.parent)
         try:
-            self._writer = self._connect(project=self.project)
-            claiming = self._writing(lambda c: claim(c, self.path, self.project, self._migrations))
+            self._writer = self._connect(owner=self._owner)
+            claiming = self._writing(lambda c: claim(c, self.path, self._owner, self._migrations))
             claiming(job)
         except sqlite3.Error as error:
             raise unusable(error, self.path) or translate(error, self.path) or error from error
 
-    def _connect(self, *, project: Project | None = None) -> sqlite3.Connection:
-        connection = connect(self.path, self._synchronous, project=project)
+    def _connect(self, *, owner: Owner | None = None) -> sqlite3.Connection:
+        connection = connect(self.path, self._synchronous, owner=owner)
         with self._lock:
             self._connections.add(connection)
         return connection

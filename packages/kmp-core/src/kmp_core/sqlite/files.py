@@ -6,6 +6,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
@@ -15,10 +16,12 @@ from kmp_core.project import Project
 
 __all__ = [
     "BUSY",
+    "Owner",
     "Synchronous",
     "claim",
     "connect",
     "database_path",
+    "local_path",
     "make_private_directory",
     "patiently",
     "primary",
@@ -33,25 +36,43 @@ Synchronous = Literal["full", "normal"]
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _APPLICATION_ID = 0x4B4D5031  # "KMP1", shown by `file`
 _BUSY_SECONDS = 0.02
-_WRITABLE = "a directory that this user may write, with room on its disk"
+_WRITABLE = "a directory that this user may write, with room on its disk, in KMP_DIRECTORY or the URL"
 
 
 def database_path(directory: Path, url: str, name: str) -> Path | None:
     """Where an embedded provider keeps its file.
 
     None for `memory:`, `<directory>/<name>.db` for `sqlite:`, else the URL's path, `%20` and the like decoded.
+    Raises `ConfigurationError` for a URL that names a host.
+    """
+    if url.partition(":")[0] == "memory":
+        return None
+    return local_path(url) or directory / f"{name}.db"
+
+
+def local_path(url: str) -> Path | None:
+    """The path that a URL names on this machine, None where it names none.
+
+    Raises `ConfigurationError` for a host: in `sqlite://data/x.db`, `data` would be the name of a machine.
     """
     scheme, _, rest = url.partition(":")
-    if scheme == "memory":
-        return None
+    if rest.startswith("//") and rest[2:3] not in ("", "/"):
+        forms = f"{scheme}:///absolute/path or {scheme}:relative/path"
+        raise ConfigurationError(Fault("url", "names a host before its path, and files are local", example=forms))
     path = unquote(rest.removeprefix("//"))
-    return Path(path) if path else directory / f"{name}.db"
+    return Path(path) if path else None
 
 
 def make_private_directory(directory: Path) -> None:
-    """Make it with mode 0700 where it is missing. Raises `ConfigurationError` where nothing can be written there."""
+    """Make it, and what is missing above it, with mode 0700.
+
+    Raises `ConfigurationError` where nothing can be written there.
+    """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # `mkdir(parents=True)` gives the mode to the last one only.
+        for missing in reversed([each for each in (directory, *directory.parents) if not each.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(exist_ok=True)  # refuses what is there and is no directory
     except OSError as error:
         problem = f"cannot be created ({os.strerror(error.errno or 0)})"
         raise ConfigurationError(Fault(str(directory), problem, example=_WRITABLE)) from error
@@ -59,8 +80,16 @@ def make_private_directory(directory: Path) -> None:
         raise ConfigurationError(Fault(str(directory), "cannot be written", example=_WRITABLE))
 
 
-def connect(path: Path | None, synchronous: Synchronous, *, project: Project | None = None) -> sqlite3.Connection:
-    """A connection with our pragmas. With `project`, a stranger's file is refused before anything in it is changed."""
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a file is, and what it is for."""
+
+    project: Project
+    capability: str
+
+
+def connect(path: Path | None, synchronous: Synchronous, *, owner: Owner | None = None) -> sqlite3.Connection:
+    """A connection with our pragmas. With `owner`, a stranger's file is refused before anything in it is changed."""
     connection = sqlite3.connect(
         ":memory:" if path is None else path,
         timeout=_BUSY_SECONDS,
@@ -69,8 +98,8 @@ def connect(path: Path | None, synchronous: Synchronous, *, project: Project | N
         cached_statements=256,
     )
     try:
-        if project is not None:
-            refuse_strangers(connection, path, project)
+        if owner is not None:
+            refuse_strangers(connection, path, owner)
         for pragma in (
             "journal_mode = WAL",
             f"synchronous = {synchronous}",
@@ -86,8 +115,8 @@ def connect(path: Path | None, synchronous: Synchronous, *, project: Project | N
     return connection
 
 
-def refuse_strangers(connection: sqlite3.Connection, path: Path | None, project: Project) -> int:
-    """Return the file's schema version, 0 for a new one, or refuse a file that is not this project's."""
+def refuse_strangers(connection: sqlite3.Connection, path: Path | None, owner: Owner) -> int:
+    """Return the file's schema version, 0 for a new one, or refuse a file of another project or capability."""
     application = patiently(connection, "PRAGMA application_id")
     version = patiently(connection, "PRAGMA user_version")
     foreign = application not in (0, _APPLICATION_ID) or (
@@ -99,23 +128,32 @@ def refuse_strangers(connection: sqlite3.Connection, path: Path | None, project:
         )
     if application == 0:
         return 0
-    try:
-        owner = patiently(connection, "SELECT project FROM kmp_owner")
-    except sqlite3.OperationalError as error:
-        if primary(error) != sqlite3.SQLITE_ERROR:
-            raise
-        owner = None
-    if owner is None:
-        raise Corrupt(f"{path}: the table that names the owner is missing; restore a copy, or move the file away")
-    if owner != project:
-        raise PermissionDenied(f"{path} belongs to another project and was left as it is", project=project)
+    project = _owner(connection, path, "project")
+    if project != owner.project:
+        raise PermissionDenied(f"{path} belongs to another project and was left as it is", project=owner.project)
+    capability = _owner(connection, path, "capability")
+    if capability != owner.capability:
+        problem = f"is a file of {capability}, not of {owner.capability}, and was left as it is"
+        raise ConfigurationError(Fault(str(path), problem, example="a file for each capability; sqlite: chooses one"))
     assert isinstance(version, int)
     return version
 
 
-def claim(connection: sqlite3.Connection, path: Path | None, project: Project, migrations: Sequence[str]) -> None:
-    """Inside a transaction: make a new file the project's own, and bring the schema up to date."""
-    version = refuse_strangers(connection, path, project)
+def _owner(connection: sqlite3.Connection, path: Path | None, column: str) -> object:
+    try:
+        value = patiently(connection, f"SELECT {column} FROM kmp_owner")  # noqa: S608 - a name of ours
+    except sqlite3.OperationalError as error:
+        if primary(error) != sqlite3.SQLITE_ERROR:
+            raise
+        value = None
+    if value is None:
+        raise Corrupt(f"{path}: the table that names the owner is missing; restore a copy, or move the file away")
+    return value
+
+
+def claim(connection: sqlite3.Connection, path: Path | None, owner: Owner, migrations: Sequence[str]) -> None:
+    """Inside a transaction: make a new file the owner's own, and bring the schema up to date."""
+    version = refuse_strangers(connection, path, owner)
     if version > len(migrations):
         raise ConfigurationError(
             Fault(
@@ -127,8 +165,8 @@ def claim(connection: sqlite3.Connection, path: Path | None, project: Project, m
         )
     if patiently(connection, "PRAGMA application_id") == 0:
         connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-        connection.execute("CREATE TABLE kmp_owner (project TEXT NOT NULL) STRICT")
-        connection.execute("INSERT INTO kmp_owner VALUES (?)", (project,))
+        connection.execute("CREATE TABLE kmp_owner (project TEXT NOT NULL, capability TEXT NOT NULL) STRICT")
+        connection.execute("INSERT INTO kmp_owner VALUES (?, ?)", (owner.project, owner.capability))
     for number, script in enumerate(migrations[version:], start=version + 1):
         for statement in _statements(script):
             connection.execute(statement)

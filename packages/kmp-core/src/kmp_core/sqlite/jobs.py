@@ -117,6 +117,11 @@ class Jobs:
         self._running: set[_Running[Any]] = set()
         self.closed = False
 
+    @property
+    def under_way(self) -> bool:
+        """Whether a thread may be at work on a connection."""
+        return bool(self._running)
+
     async def run(self, threads: ThreadPoolExecutor, body: Callable[[Job], T], seconds: float | None) -> T:
         """Run `body` in a thread. Raises `DeadlineExceeded` when the time is over, and then nothing took effect."""
         running: _Running[T] = _Running(threads, body, seconds)

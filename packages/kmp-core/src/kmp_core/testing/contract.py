@@ -64,6 +64,21 @@ class ProviderContract:
             await self.write(provider)
             assert await self.wrote(provider)
 
+    async def test_what_a_durable_provider_wrote_is_found_by_the_next(self, make: Make) -> None:
+        async with make() as provider:
+            await self.write(provider)
+        if "durable" not in provider.abilities:
+            pytest.skip("durable is not declared")
+        async with make() as provider:
+            assert await self.wrote(provider)
+
+    async def test_what_a_provider_that_is_shared_wrote_is_seen_by_others(self, make: Make) -> None:
+        async with make() as provider, make() as other:
+            await self.write(provider)
+            if "shared" not in provider.abilities:
+                pytest.skip("shared is not declared")
+            assert await self.wrote(other)
+
     async def test_refuses_use_before_open(self, make: Make) -> None:
         provider = make()
         with pytest.raises(LifecycleError):

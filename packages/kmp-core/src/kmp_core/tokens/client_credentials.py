@@ -92,7 +92,7 @@ class ClientCredentials(Provider):
         flight = self._flight(audience)
         if held is not None and usable:
             return held.token
-        async with deadline(self._timeout, what="getting a token", backend="authority"):
+        async with deadline(self._timeout, what="getting a token", backend="authority", outcome_unknown=False):
             return await asyncio.shield(flight)
 
     def forget(self, audience: str, token: str) -> None:
@@ -125,7 +125,7 @@ class ClientCredentials(Provider):
 
     async def _fetch(self, audience: str) -> str:
         asked = time.monotonic()
-        async with deadline(self._timeout, what="getting a token", backend="authority"):
+        async with deadline(self._timeout, what="getting a token", backend="authority", outcome_unknown=False):
             status, answer = await self._retries.call(lambda: self._ask(audience), idempotent=True)
         if status != httpx.codes.OK:
             raise _refusal(answer, audience)

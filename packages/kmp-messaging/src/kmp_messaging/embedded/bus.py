@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-import sqlite3
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Container, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from kmp_core.context import Context
-from kmp_core.deadlines import Timeout, detached, within
-from kmp_core.errors import InvalidInput, KmpError
+from kmp_core.deadlines import Timeout, within
+from kmp_core.errors import KmpError
 from kmp_core.project import Project, ServiceName
 from kmp_core.resource import Provider
 from kmp_core.sqlite import database_path
 from kmp_core.telemetry import Telemetry
+from kmp_messaging.embedded.arguments import between, chunks, group_name, topic_of, topic_of_event
 from kmp_messaging.embedded.consumer import Consumer
 from kmp_messaging.embedded.items import Route
 from kmp_messaging.embedded.letters import read_letters
-from kmp_messaging.embedded.log import trim
 from kmp_messaging.embedded.publisher import Content, Publisher
 from kmp_messaging.embedded.query import read_lag
 from kmp_messaging.embedded.store import Store
+from kmp_messaging.embedded.upkeep import Upkeep
 from kmp_messaging.envelope import Encoder, trace_attribute
 from kmp_messaging.models import Event
 from kmp_messaging.protocols import BatchHandler, EventBus, Handler
@@ -37,9 +35,6 @@ __all__ = ["SqliteBus"]
 E = TypeVar("E", bound=Event)
 
 _CHUNK = 500
-_GROUP = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
-_SHORTEST_POLL = 0.002
-_HOUSEKEEPING = 60.0
 
 
 class SqliteBus(Provider, EventBus):
@@ -54,7 +49,8 @@ class SqliteBus(Provider, EventBus):
     `synchronous` is `full`.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"batches", "dead_letters", "groups", "lag", "shared"})
+    abilities = frozenset({"batches", "dead_letters", "groups", "lag", "shared"})
+    embedded = True
 
     def __init__(
         self,
@@ -68,8 +64,11 @@ class SqliteBus(Provider, EventBus):
         self.project = Project(project)
         self.settings = BusSettings.load() if settings is None else settings
         directory = Path(".kmp") / self.project if directory is None else directory
+        path = database_path(directory, url, "bus")
+        if path is None:
+            self.abilities -= {"shared"}
         self._store = Store(
-            database_path(directory, url, "bus"),
+            path,
             project=self.project,
             synchronous=self.settings.synchronous,
             partitions=self.settings.partitions,
@@ -78,7 +77,7 @@ class SqliteBus(Provider, EventBus):
         self._encoder = Encoder(source, largest=self.settings.event_size)
         self._publisher = Publisher(self._store, self.settings, self._published)
         self._consumers: dict[tuple[str, str], Consumer] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._upkeep = Upkeep(self._store, self.settings, self._written)
         self._started = False
 
     @classmethod
@@ -89,22 +88,20 @@ class SqliteBus(Provider, EventBus):
     async def _open(self) -> None:
         self._telemetry = Telemetry("messaging", "sqlite", project=self.project, scope="kmp_messaging")
         await self._store.open()
-        self._tasks = [asyncio.create_task(self._keep_house(), name="kmp-bus-retention", context=detached())]
+        self._upkeep.keep_house()
 
     async def _close(self) -> None:
         with contextlib.suppress(KmpError):
             # Whoever wanted handlers to end in peace has drained before.
             await self._drain(1.0)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._upkeep.end()
         await self._store.close()
 
     async def _check(self) -> None:
         await self._store.read(lambda connection: connection.execute("SELECT 1").fetchone())
+        self._upkeep.check()
         for consumer in self._consumers.values():
-            if consumer.trouble is not None:
-                raise consumer.trouble
+            consumer.check()
 
     # -- publish
 
@@ -117,7 +114,7 @@ class SqliteBus(Provider, EventBus):
     async def publish_all(self, events: Iterable[Event] | AsyncIterable[Event], *, timeout: Timeout = None) -> int:
         self.ensure_open()
         count = 0
-        async for chunk in _chunks(events):
+        async for chunk in chunks(events):
             await self.publish(*chunk, timeout=timeout)
             count += len(chunk)
         return count
@@ -130,14 +127,17 @@ class SqliteBus(Provider, EventBus):
         for event in events:
             sink = sinks.get(event.__class__)
             if sink is None:
-                sink = sinks[event.__class__] = content.setdefault(_topic_of(event), [])
+                sink = sinks[event.__class__] = content.setdefault(topic_of_event(event), [])
             sink.append(encode(event, tail))
         return content
 
-    def _published(self, topics: Iterable[int]) -> None:
+    def _published(self, topics: Container[int]) -> None:
         for consumer in self._consumers.values():
-            if consumer.topic is not None and consumer.topic.id in topics:
-                consumer.published()
+            consumer.published(topics)
+
+    def _written(self) -> None:
+        for consumer in self._consumers.values():
+            consumer.look()
 
     # -- subscribe
 
@@ -160,7 +160,7 @@ class SqliteBus(Provider, EventBus):
         retries: int = 5,
         concurrency: int = 16,
     ) -> Subscription | Callable[[Handler[E]], Handler[E]]:
-        _between("concurrency", concurrency, 1, 10_000)
+        between("concurrency", concurrency, 1, 10_000)
         if handler is not None:
             return self._subscribe(Route(event, handler, retries, concurrency), group)
 
@@ -173,17 +173,14 @@ class SqliteBus(Provider, EventBus):
     def subscribe_batch(
         self, event: type[E], handler: BatchHandler[E], *, group: str, retries: int = 5, size: int = 500
     ) -> Subscription:
-        _between("size", size, 1, self.settings.in_flight_events)
+        between("size", size, 1, self.settings.in_flight_events)
         return self._subscribe(Route(event, handler, retries, 1, size), group)
 
     def _subscribe(self, route: Route, group: str) -> Subscription:
         self.ensure_open()
-        _between("retries", route.retries, 0, 1_000_000)
-        topic = _topic(route.event)
-        if _GROUP.fullmatch(str(group)) is None:
-            problem = "must have 1 to 100 of A-Z, a-z, 0-9, '.', '_' and '-'"
-            raise InvalidInput("group", problem, example='group="delays"')
-        key = (topic, group)
+        between("retries", route.retries, 0, 1_000_000)
+        topic = topic_of(route.event)
+        key = (topic, group_name(group))
         consumer = self._consumers.get(key)
         if consumer is None:
             consumer = self._consumers[key] = Consumer(self._store, self.settings, self._telemetry, topic, group)
@@ -208,8 +205,7 @@ class SqliteBus(Provider, EventBus):
         self._started = True
         for consumer in self._consumers.values():
             consumer.start()
-        if self._store.path is not None and len(self._tasks) == 1:
-            self._tasks.append(asyncio.create_task(self._poll(), name="kmp-bus-poll", context=detached()))
+        self._upkeep.watch()
 
     async def drain(self, *, timeout: Timeout = None) -> None:
         self.ensure_open()
@@ -223,41 +219,11 @@ class SqliteBus(Provider, EventBus):
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    async def _poll(self) -> None:
-        # Looks often after traffic, and less and less often when there is none.
-        longest = self.settings.poll_interval.total_seconds()
-        pause = _SHORTEST_POLL
-        while True:
-            await asyncio.sleep(pause)
-            if self._store.changed():
-                pause = min(_SHORTEST_POLL, longest)
-                for consumer in self._consumers.values():
-                    consumer.look()
-            else:
-                pause = min(pause * 1.2, longest)
-
-    async def _keep_house(self) -> None:
-        while True:
-            await asyncio.sleep(_HOUSEKEEPING)
-            older_than = time.time() - self.settings.retention.total_seconds()
-            for topic in self._store.topics:
-                size = self.settings.retention_size // len(topic.slots)
-                for slot in topic.slots:
-                    with contextlib.suppress(KmpError):  # the next minute tries again
-                        await self._trim(slot, older_than, size)
-
-    async def _trim(self, slot: int, older_than: float, size: int) -> None:
-        def work(connection: sqlite3.Connection) -> bool:
-            return trim(connection, slot, older_than=older_than, size=size)
-
-        while await self._store.write(work, timeout=self.settings.read_timeout):
-            pass
-
     # -- look
 
     async def lag(self, event: type[Event], *, group: str, timeout: Timeout = None) -> Lag:
         self.ensure_open()
-        topic = _topic(event)
+        topic = topic_of(event)
         with self._telemetry.call("lag"):
             limit = within(timeout, self.settings.read_timeout)
             return await self._store.read(lambda c: read_lag(c, topic, group), timeout=limit)
@@ -266,7 +232,7 @@ class SqliteBus(Provider, EventBus):
         self, event: type[Event] | None = None, *, group: str | None = None, timeout: Timeout = None
     ) -> AsyncIterator[DeadLetter]:
         self.ensure_open()
-        topic = None if event is None else _topic(event)
+        topic = None if event is None else topic_of(event)
         after = 0
         while True:
             with self._telemetry.call("dead_letters"):
@@ -298,44 +264,3 @@ class _Subscription:
         route, self._route = self._route, None
         if route is not None:
             await self._bus.cancel(self._consumer, route)
-
-
-def _topic_of(event: Any) -> str:
-    if not isinstance(event, Event):
-        problem = f"is not an event but {type(event).__name__}"
-        raise InvalidInput("events", problem, example="await bus.publish(Departed(...))")
-    return _topic(type(event))
-
-
-def _topic(event: Any) -> str:
-    options = getattr(event, "__kmp_event__", None)
-    if options is None:
-        raise InvalidInput("event", "is not an event class", example='class Departed(Event, topic="flights.departed")')
-    if options.topic is None:
-        problem = "has no topic"
-        raise InvalidInput(event.__name__, problem, example=f'class {event.__name__}(Event, topic="flights")')
-    topic: str = options.topic
-    return topic
-
-
-def _between(name: str, value: object, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InvalidInput(name, f"must be a whole number from {least} to {most}", example=f"{name}={least}")
-
-
-async def _chunks(events: Iterable[Event] | AsyncIterable[Event]) -> AsyncIterator[list[Event]]:
-    chunk: list[Event] = []
-    if isinstance(events, AsyncIterable):
-        async for event in events:
-            chunk.append(event)
-            if len(chunk) == _CHUNK:
-                yield chunk
-                chunk = []
-    else:
-        for event in events:
-            chunk.append(event)
-            if len(chunk) == _CHUNK:
-                yield chunk
-                chunk = []
-    if chunk:
-        yield chunk

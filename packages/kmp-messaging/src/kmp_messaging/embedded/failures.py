@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from kmp_core.errors import KmpError, LifecycleError
 from kmp_messaging.embedded.items import Item, Raw
-from kmp_messaging.embedded.letters import Attempt, Burial, bury, count_attempts, forget_attempts
+from kmp_messaging.embedded.letters import Attempt, Burial, bury, count_attempts, forget_death, note_death
+from kmp_messaging.embedded.partition import Partition
 from kmp_messaging.embedded.store import Store
 from kmp_messaging.redaction import cause_of, detail_of
 from kmp_messaging.settings import BusSettings
@@ -52,7 +54,7 @@ class Failures:
         return jitter(failures, self._first, self._limit)
 
     async def count(self, items: list[Item]) -> bool:
-        """One more attempt for each, remembered beyond the end of the process; False where the slot is lost."""
+        """One more attempt for each, remembered beyond the end of the process; False where a slot is lost."""
         attempts = []
         for item in items:
             partition = item.partition
@@ -70,16 +72,34 @@ class Failures:
                 item.partition.active = False
         return owned
 
-    async def forget(self, item: Item) -> None:
-        """The event was handled: what was counted before its handler began is no failure."""
+    async def note_death(self, item: Item) -> bool:
+        """Count the death that the handler may bring, before it begins; False where the slot is lost."""
         partition = item.partition
-        partition.attempts.pop(item.position, None)
-        try:
-            await self._store.write(lambda c: forget_attempts(c, self._group, partition.slot, item.position))
-        except LifecycleError:
-            raise
-        except KmpError as error:
-            self._report(error)
+        number = partition.deaths[item.position] = item.deaths + 1
+        attempt = Attempt(partition.slot, partition.generation, item.position, number)
+        return await self._insist(partition, lambda c: note_death(c, self._group, attempt))
+
+    async def forget_death(self, item: Item) -> None:
+        """The process has survived the handler."""
+        partition = item.partition
+        partition.deaths.pop(item.position, None)
+        await self._insist(partition, lambda c: forget_death(c, self._group, partition.slot, item.position))
+
+    async def _insist(self, partition: Partition, work: Callable[[sqlite3.Connection], bool]) -> bool:
+        """Write it, however long that takes; False where the slot is lost, which `work` tells."""
+        pause = _FIRST_PAUSE
+        while partition.active:
+            try:
+                partition.active = await self._store.write(work)
+            except LifecycleError:
+                raise
+            except KmpError as error:
+                self._report(error)
+                await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - spreads load, no secret
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                return partition.active
+        return False
 
     async def bury(self, raw: Raw, error: BaseException, envelope: Mapping[str, Any], attempts: int) -> bool:
         """Store the dead letter of an event, however long that takes; False where the slot is lost."""
@@ -100,18 +120,4 @@ class Failures:
             source=envelope.get("source"),
             traceparent=envelope.get("traceparent"),
         )
-        pause = _FIRST_PAUSE
-        while partition.active:
-            try:
-                owned = await self._store.write(lambda c: bury(c, self._group, letter))
-            except LifecycleError:
-                raise
-            except KmpError as failure:
-                self._report(failure)
-                await asyncio.sleep(random.uniform(0, pause))  # noqa: S311 - spreads load, no secret
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            else:
-                if not owned:
-                    partition.active = False
-                return owned
-        return False
+        return await self._insist(partition, lambda c: bury(c, self._group, letter))

@@ -26,13 +26,18 @@ Mark = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A slot that a member owns from now on. Events up to `dispatched` may have been in a handler that was killed."""
+    """A slot that a member owns from now on.
+
+    Events up to `suspect` were with two owners in a row that did not let the slot go: that were killed, mostly.
+    `deaths` counts for an event how many were killed while it was handled alone.
+    """
 
     slot: int
     generation: int
     position: int
-    dispatched: int
+    suspect: int
     attempts: dict[int, int]
+    deaths: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,8 @@ def ensure_group(connection: sqlite3.Connection, name: str, topic: Topic) -> int
     select = "SELECT id FROM consumer_group WHERE name = ? AND topic = ?"
     number: int = connection.execute(select, (name, topic.id)).fetchone()[0]
     connection.execute(
-        "INSERT INTO progress (consumer_group, slot, position, dispatched)"
-        " SELECT ?, id, tail, tail FROM slot WHERE topic = ? ON CONFLICT DO NOTHING",
+        "INSERT INTO progress (consumer_group, slot, position, dispatched, inherited)"
+        " SELECT ?, id, tail, tail, tail FROM slot WHERE topic = ? ON CONFLICT DO NOTHING",
         (number, topic.id),
     )
     return number
@@ -108,18 +113,26 @@ def divide(
 
 
 def _claim(connection: sqlite3.Connection, group: int, member: str, slot: int) -> Claim:
-    generation, position, dispatched = connection.execute(
-        "UPDATE progress SET owner = ?, generation = generation + 1 WHERE consumer_group = ? AND slot = ?"
-        " RETURNING generation, position, dispatched",
+    # What the last owner had in hand is noted here for the case that this one is killed too, so a first death costs
+    # nothing: the same events are handled once more as if nothing had happened.
+    suspect: int = connection.execute(
+        "SELECT inherited FROM progress WHERE consumer_group = ? AND slot = ?", (group, slot)
+    ).fetchone()[0]
+    generation, position = connection.execute(
+        "UPDATE progress SET owner = ?, generation = generation + 1, inherited = dispatched"
+        " WHERE consumer_group = ? AND slot = ? RETURNING generation, position",
         (member, group, slot),
     ).fetchone()
-    attempts = dict(
-        connection.execute(
-            "SELECT position, count FROM attempt WHERE consumer_group = ? AND slot = ? AND position > ?",
-            (group, slot, position),
-        ).fetchall()
+    attempts, deaths = (
+        dict(
+            connection.execute(
+                f"SELECT position, count FROM {table} WHERE consumer_group = ? AND slot = ? AND position > ?",  # noqa: S608
+                (group, slot, position),
+            ).fetchall()
+        )
+        for table in ("attempt", "death")
     )
-    return Claim(slot, generation, position, dispatched, attempts)
+    return Claim(slot, generation, position, suspect, attempts, deaths)
 
 
 def _remove(connection: sqlite3.Connection, group: int, member: str) -> None:
@@ -160,10 +173,11 @@ def advance(
         (group, values),
     ).rowcount
     if attempted:
-        connection.executemany(
-            "DELETE FROM attempt WHERE consumer_group = ? AND slot = ? AND position <= ?",
-            [(group, slot, position) for slot, _, position in marks],
-        )
+        for table in ("attempt", "death"):
+            connection.executemany(
+                f"DELETE FROM {table} WHERE consumer_group = ? AND slot = ? AND position <= ?",  # noqa: S608
+                [(group, slot, position) for slot, _, position in marks],
+            )
     if changed == len(marks):
         return set()
     owned = set(
@@ -176,8 +190,8 @@ def release(connection: sqlite3.Connection, group: int, member: str, marks: Sequ
     """Commit for the last time and let the slots go; nothing of them is in a handler any more."""
     for slot, generation, position in marks:
         connection.execute(
-            "UPDATE progress SET owner = NULL, position = max(position, ?1), dispatched = max(position, ?1)"
-            " WHERE consumer_group = ?2 AND slot = ?3 AND generation = ?4 AND owner = ?5",
+            "UPDATE progress SET owner = NULL, position = max(position, ?1), dispatched = max(position, ?1),"
+            " inherited = max(position, ?1) WHERE consumer_group = ?2 AND slot = ?3 AND generation = ?4 AND owner = ?5",
             (position, group, slot, generation, member),
         )
     connection.execute("UPDATE consumer_group SET epoch = epoch + 1 WHERE id = ?", (group,))

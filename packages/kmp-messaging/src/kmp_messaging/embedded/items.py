@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +52,23 @@ class Item:
         """How often it was tried and failed."""
         return self.partition.attempts.get(self.position, 0)
 
+    @property
+    def deaths(self) -> int:
+        """How many processes were killed while they handled it alone."""
+        return self.partition.deaths.get(self.position, 0)
+
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Events that are handled together, and how often that failed."""
+    """Events that are handled together, and how often that failed.
 
-    items: Sequence[Item]
+    A `part` of a batch that failed too often is looked through by halves: where its other half is fine, the `rest` is
+    `bad`, which needs no try.
+    """
+
+    items: list[Item]
     route: Route
     failures: int = 0
+    part: bool = False
+    bad: bool = False
+    rest: Batch | None = None

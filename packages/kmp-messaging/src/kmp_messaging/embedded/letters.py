@@ -5,6 +5,7 @@ Every function here runs inside one transaction of its caller, and writes only f
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from kmp_messaging.values import DeadLetter
 
-__all__ = ["Attempt", "Burial", "bury", "count_attempts", "forget_attempts", "read_letters"]
+__all__ = ["Attempt", "Burial", "bury", "count_attempts", "forget_death", "note_death", "read_letters"]
 
 _OWNED = "WHERE EXISTS (SELECT 1 FROM progress AS p WHERE p.consumer_group = ? AND p.slot = ? AND p.generation = ?)"
 
@@ -49,17 +50,30 @@ class Burial:
 
 
 def count_attempts(connection: sqlite3.Connection, group: int, attempts: list[Attempt]) -> bool:
-    """Remember attempts; False where the slot belongs to somebody else now."""
-    rows = [(group, a.slot, a.position, a.count, group, a.slot, a.generation) for a in attempts]
-    statement = f"INSERT INTO attempt SELECT ?, ?, ?, ? {_OWNED} ON CONFLICT DO UPDATE SET count = excluded.count"
-    return connection.executemany(statement, rows).rowcount == len(rows)
+    """Remember attempts; False where a slot belongs to somebody else now."""
+    return _remember(connection, "attempt", group, attempts)
 
 
-def forget_attempts(connection: sqlite3.Connection, group: int, slot: int, position: int) -> None:
-    """The event was handled after all."""
-    connection.execute(
-        "DELETE FROM attempt WHERE consumer_group = ? AND slot = ? AND position = ?", (group, slot, position)
+def note_death(connection: sqlite3.Connection, group: int, attempt: Attempt) -> bool:
+    """Count a death that has not come yet; whoever survives takes it back. False where the slot is lost."""
+    return _remember(connection, "death", group, [attempt])
+
+
+def _remember(connection: sqlite3.Connection, table: str, group: int, attempts: list[Attempt]) -> bool:
+    # One statement for a whole batch: five hundred would cost milliseconds.
+    rows = json.dumps([(a.slot, a.position, a.count, a.generation) for a in attempts])
+    statement = (  # noqa: S608 - a table of ours
+        f"INSERT INTO {table} SELECT ?1, j.value ->> 0, j.value ->> 1, j.value ->> 2 FROM json_each(?2) AS j"
+        " CROSS JOIN progress AS p ON p.consumer_group = ?1 AND p.slot = j.value ->> 0"
+        " AND p.generation = j.value ->> 3 WHERE true ON CONFLICT DO UPDATE SET count = excluded.count"
     )
+    return connection.execute(statement, (group, rows)).rowcount == len(attempts)
+
+
+def forget_death(connection: sqlite3.Connection, group: int, slot: int, position: int) -> bool:
+    """The process has survived the event."""
+    statement = "DELETE FROM death WHERE consumer_group = ? AND slot = ? AND position = ?"
+    return connection.execute(statement, (group, slot, position)).rowcount == 1
 
 
 def bury(connection: sqlite3.Connection, group: int, letter: Burial) -> bool:
@@ -90,7 +104,11 @@ def bury(connection: sqlite3.Connection, group: int, letter: Burial) -> bool:
             time.time(),
         ),
     )
-    forget_attempts(connection, group, letter.slot, letter.position)
+    for table in ("attempt", "death"):
+        connection.execute(
+            f"DELETE FROM {table} WHERE consumer_group = ? AND slot = ? AND position = ?",  # noqa: S608
+            (group, letter.slot, letter.position),
+        )
     return True
 
 

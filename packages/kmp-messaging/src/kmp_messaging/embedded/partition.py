@@ -18,6 +18,7 @@ class Partition:
         "active",
         "attempts",
         "committed",
+        "deaths",
         "done",
         "fetched",
         "generation",
@@ -30,9 +31,10 @@ class Partition:
         self.slot = claim.slot
         self.generation = claim.generation
         self.committed = self.done = self.fetched = claim.position
-        # Whoever had these before us was killed; one of them may have been the reason.
-        self.suspect = claim.dispatched
+        # Two processes in a row were killed while they had these: one of them may have been the reason.
+        self.suspect = claim.suspect
         self.attempts = claim.attempts
+        self.deaths = claim.deaths
         self.active = True
         self.running = 0
         self._ahead: set[int] = set()
@@ -58,6 +60,13 @@ class Partition:
             while self.done + 1 in self._ahead:
                 self.done += 1
                 self._ahead.discard(self.done)
+
+    def commit(self, position: int) -> None:
+        """This much is committed, and what was counted about it is no longer needed."""
+        self.committed = position
+        for counts in (self.attempts, self.deaths):
+            for old in [counted for counted in counts if counted <= position]:
+                del counts[old]
 
     def gone(self) -> bool:
         """Whether the slot is given up and no handler has anything of it any more."""

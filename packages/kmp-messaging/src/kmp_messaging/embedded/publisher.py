@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from kmp_core.deadlines import Timeout, detached, within
@@ -52,7 +52,7 @@ class _Call:
 class Publisher:
     """Writes encoded events; `wake` is called with the topics after each commit."""
 
-    def __init__(self, store: Store, settings: BusSettings, wake: Callable[[Iterable[int]], None]) -> None:
+    def __init__(self, store: Store, settings: BusSettings, wake: Callable[[Container[int]], None]) -> None:
         self._store = store
         self._settings = settings
         self._wake = wake

@@ -84,6 +84,16 @@ MIGRATIONS = (
         UNIQUE (consumer_group, origin)
     ) STRICT;
     """,
+    """
+    ALTER TABLE progress ADD COLUMN inherited INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE death (
+        consumer_group INTEGER NOT NULL,
+        slot INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        PRIMARY KEY (consumer_group, slot, position)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 

@@ -25,7 +25,9 @@ class Store:
     """The database of a bus, with the topics that were met. A file is worked on in threads, memory at once."""
 
     def __init__(self, path: Path | None, *, project: Project, synchronous: Synchronous, partitions: int) -> None:
-        self._database = Database(path, project=project, migrations=MIGRATIONS, synchronous=synchronous)
+        self._database = Database(
+            path, project=project, capability="messaging.bus", migrations=MIGRATIONS, synchronous=synchronous
+        )
         self._partitions = partitions
         self._topics: dict[str, Topic] = {}
         self._watch: sqlite3.Connection | None = None

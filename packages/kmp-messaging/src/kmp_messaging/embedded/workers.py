@@ -1,7 +1,6 @@
 """Handlers at work: many keys at a time, each key in order, and nobody waits for a key that is being retried.
 
-Workers are tasks that live as long as the subscription. A handler that never suspends is run through without a turn
-of the event loop; a key keeps others of the same key waiting only while its handler is suspended or to be retried.
+A key keeps others of the same key waiting only while its handler is suspended or to be retried.
 """
 
 from __future__ import annotations
@@ -12,109 +11,64 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from kmp_core.deadlines import detached
-from kmp_core.errors import DeadlineExceeded
+from kmp_messaging.embedded.crew import Crew
 from kmp_messaging.embedded.failures import Failures
 from kmp_messaging.embedded.items import Batch, Item, Raw, Route
+from kmp_messaging.embedded.measures import ProcessingTime
 from kmp_messaging.envelope import Decoder
 from kmp_messaging.errors import HandlerKilled, UndeliverableEvent
-from kmp_messaging.tracing import attach, detach
 
 __all__ = ["Workers"]
 
 _TURN = 64
-_OVER = 0.0
 
 
-class Workers:
-    """The workers of one group in one topic. `hungry` is called when there is room for more events."""
+class Workers(Crew):
+    """Workers that hand out single events."""
 
-    def __init__(self, decoder: Decoder, failures: Failures, *, hungry: Callable[[], None], low: int) -> None:
-        self.ready: deque[Raw] = deque()
-        self.lease_ends = _OVER
-        self.handler_timeout = 300.0
-        self.broken: BaseException | None = None
+    def __init__(
+        self, decoder: Decoder, failures: Failures, measure: ProcessingTime, *, hungry: Callable[[], None], low: int
+    ) -> None:
+        super().__init__(hungry=hungry)
         self._decoder = decoder
         self._failures = failures
-        self._hungry = hungry
+        self._measure = measure
         self._low = low
-        self._resumed: deque[Item | Batch] = deque()
         self._busy: dict[str, deque[Item] | None] = {}
         self._routes: dict[type[Any], Route | None] = {}
         self._declared: list[Route] = []
-        self._idle: deque[asyncio.Future[None]] = deque()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._began: list[float] = []
-        self._overdue: set[int] = set()
         self._careful = asyncio.Lock()
-        self._stopping = False
-
-    # -- what others ask of them
 
     def set_routes(self, routes: list[Route]) -> None:
         """Handle the classes of these routes; the most derived class wins."""
         self._declared = routes
         self._routes = {}
 
-    def start(self, count: int) -> None:
-        """Have at least so many workers."""
-        while len(self._tasks) < count:
-            self._began.append(0.0)
-            work = self._work(len(self._tasks))
-            self._tasks.append(asyncio.create_task(work, name="kmp-bus-worker", context=detached()))
-
-    def wake(self) -> None:
-        """There is something to do."""
-        while self._idle:
-            waiting = self._idle.popleft()
-            if not waiting.done():
-                waiting.set_result(None)
-
-    def cancel_overdue(self) -> None:
-        """End handlers that take longer than they may."""
-        limit = time.monotonic() - self.handler_timeout
-        for number, began in enumerate(self._began):
-            if 0 < began < limit and number not in self._overdue:
-                self._overdue.add(number)
-                self._tasks[number].cancel()
-
-    async def stop(self, seconds: float) -> None:
-        """Begin nothing new, let handlers end for so long, cancel the rest."""
-        self._stopping = True
-        self.ready.clear()
-        self._resumed.clear()
-        self.wake()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=max(0.0, seconds))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    # -- the work
-
-    async def _work(self, number: int) -> None:
+    def _route(self, cls: type[Any]) -> Route | None:
         try:
-            while not self._stopping:
-                if self._resumed:
-                    await self._resume(self._resumed.popleft(), number)
-                elif self.ready and time.monotonic() < self.lease_ends:
-                    await self._advance(number)
-                else:
-                    await self._rest()
-                if self.ready or self._resumed:
-                    await asyncio.sleep(0)
-        except Exception as error:
-            # Nothing of ours should come here; it must not look like an idle subscription.
-            self.broken = error
-            self._hungry()
+            return self._routes[cls]
+        except KeyError:
+            routes = {route.event: route for route in self._declared}
+            found = next((routes[base] for base in cls.__mro__ if base in routes), None)
+            self._routes[cls] = found  # None for a class that nobody handles here, and for no event at all
+            return found
 
-    async def _rest(self) -> None:
-        waiting = asyncio.get_running_loop().create_future()
-        self._idle.append(waiting)
-        self._hungry()
-        await waiting
+    # -- handing out
 
-    async def _advance(self, number: int) -> None:  # noqa: PLR0912 - inner calls would cost more than the work
+    async def _advance(self, number: int) -> None:
+        began = time.monotonic()
+        await self._hand_out(number)
+        self._measure.record(began)
+
+    async def _resume(self, waiting: Item | Batch, number: int) -> None:
+        assert isinstance(waiting, Item)
+        if waiting.partition.active:
+            began = time.monotonic()
+            self._measure.record(began, await self._handle(waiting, number))
+        else:
+            self._free(waiting.key)
+
+    async def _hand_out(self, number: int) -> None:  # noqa: PLR0912 - inner calls would cost more than the work
         """Hand out a run of events, in one loop that is gone through for every event."""
         ready, busy, began, decode = self.ready, self._busy, self._began, self._decoder.decode
         for _ in range(_TURN):
@@ -165,20 +119,15 @@ class Workers:
                 if partition.gone():
                     self._hungry()
 
-    def _defer(self, item: Item) -> None:
-        assert item.key is not None
-        waiting = self._busy[item.key]
-        if waiting is None:
-            waiting = self._busy[item.key] = deque()
-        waiting.append(item)
+    # -- one event
 
-    async def _handle(self, item: Item, number: int) -> None:
+    async def _handle(self, item: Item, number: int) -> Exception | None:
+        """Call the handler, and see to what follows; returns what it raised."""
         partition = item.partition
         partition.running += 1
         try:
             if item.position <= partition.suspect:
-                await self._handle_carefully(item, number)
-                return
+                return await self._handle_carefully(item, number)
             if item.position in partition.attempts:
                 item.envelope["attempt"] = item.attempts + 1
             error = await self._call(item.route.call(item.event), item.envelope.get("traceparent"), number)
@@ -186,80 +135,47 @@ class Workers:
                 self._done(item)
             else:
                 await self._failed(item, error)
+            return error
         finally:
             partition.running -= 1
             if partition.gone():
                 self._hungry()
 
-    async def _handle_carefully(self, item: Item, number: int) -> None:
-        # A process was killed while it had this event: counted before the handler, one event at a time, so that an
-        # event that kills its process is given up in the end, and takes no innocent one with it.
+    async def _handle_carefully(self, item: Item, number: int) -> Exception | None:
+        # Two processes in a row were killed while they had this event: noted before the handler, one event at a time,
+        # so that an event that kills its process is given up in the end, and takes no innocent one with it.
         async with self._careful:
-            if item.attempts > item.route.retries:
+            if item.deaths >= max(1, item.route.retries):
                 killed = HandlerKilled("The process ended while it handled this event")
                 await self._give_up(item, killed)
-                return
-            if not await self._failures.count([item]):
+                return killed
+            if not await self._failures.note_death(item):
                 self._free(item.key)
-                return
-            item.envelope["attempt"] = item.attempts
+                return None
+            item.envelope["attempt"] = item.attempts + item.deaths
             error = await self._call(item.route.call(item.event), item.envelope.get("traceparent"), number)
-            if error is None:
-                await self._failures.forget(item)
+            await self._failures.forget_death(item)
         if error is None:
             self._done(item)
         else:
-            await self._retry_or_give_up(item, error)
-
-    async def _call(self, call: Any, traceparent: str | None, number: int) -> BaseException | None:
-        """Run a handler; returns what it raised."""
-        token = None if traceparent is None else attach(traceparent)
-        self._began[number] = time.monotonic()
-        try:
-            await call
-        except BaseException as error:
-            return self._outcome(error, number)
-        finally:
-            self._began[number] = 0.0
-            if token is not None:
-                detach(token)
-        return None
-
-    def _outcome(self, error: BaseException, number: int) -> Exception:
-        """What a handler's exception counts as; one that is meant for the worker itself is raised."""
-        if isinstance(error, Exception):
-            return error
-        task = asyncio.current_task()
-        if not isinstance(error, asyncio.CancelledError) or task is None:
-            raise error
-        if number in self._overdue:
-            self._overdue.discard(number)
-            task.uncancel()
-            return DeadlineExceeded(f"the handler took longer than {self.handler_timeout:.3g} s")
-        if task.cancelling():
-            raise error
-        return RuntimeError("the handler awaited something that was cancelled")
+            await self._failed(item, error)
+        return error
 
     def _done(self, item: Item) -> None:
         item.partition.finish(item.position)
-        if item.key is not None:
-            self._free(item.key)
+        self._free(item.key)
 
     async def _failed(self, item: Item, error: BaseException) -> None:
-        if await self._failures.count([item]):
-            await self._retry_or_give_up(item, error)
-        else:
+        if not await self._failures.count([item]):
             self._free(item.key)
-
-    async def _retry_or_give_up(self, item: Item, error: BaseException) -> None:
-        if item.attempts > item.route.retries:
+        elif item.attempts > item.route.retries:
             await self._give_up(item, error)
         else:
             delay = self._failures.delay(item.attempts)
             asyncio.get_running_loop().call_later(delay, self._again, item)
 
     async def _give_up(self, item: Item, error: BaseException) -> None:
-        await self._bury(item.raw, error, item.envelope, item.attempts)
+        await self._bury(item.raw, error, item.envelope, item.attempts + item.deaths)
         self._free(item.key)
 
     async def _bury(self, raw: Raw, error: BaseException, envelope: Any, attempts: int) -> None:
@@ -271,10 +187,14 @@ class Workers:
         finally:
             partition.running -= 1
 
-    def _again(self, waiting: Item | Batch) -> None:
-        if not self._stopping:
-            self._resumed.append(waiting)
-            self.wake()
+    # -- keys
+
+    def _defer(self, item: Item) -> None:
+        assert item.key is not None
+        waiting = self._busy[item.key]
+        if waiting is None:
+            waiting = self._busy[item.key] = deque()
+        waiting.append(item)
 
     def _free(self, key: str | None) -> None:
         """The key's next event may be handled."""
@@ -287,23 +207,3 @@ class Workers:
                 self._resumed.append(item)
                 return
         del self._busy[key]
-
-    async def _resume(self, waiting: Item | Batch, number: int) -> None:
-        if time.monotonic() >= self.lease_ends:
-            self._resumed.append(waiting)
-            await self._rest()
-            return
-        assert isinstance(waiting, Item)
-        if waiting.partition.active:
-            await self._handle(waiting, number)
-        else:
-            self._free(waiting.key)
-
-    def _route(self, cls: type[Any]) -> Route | None:
-        try:
-            return self._routes[cls]
-        except KeyError:
-            routes = {route.event: route for route in self._declared}
-            found = next((routes[base] for base in cls.__mro__ if base in routes), None)
-            self._routes[cls] = found  # None for a class that nobody handles here, and for no event at all
-            return found

@@ -36,14 +36,24 @@ class Effect:
 
 
 class Worker:
-    """A process with one subscription. `mode` says how it handles: see `kmp_messaging.testing.worker`."""
+    """A process with one subscription, of batches where `size` is given.
+
+    `mode` says how it handles: see `kmp_messaging.testing.worker`.
+    """
 
     def __init__(
-        self, remote: Remote, effects: Path, *, mode: str = "note", retries: int = 5, group: str = "g"
+        self,
+        remote: Remote,
+        effects: Path,
+        *,
+        mode: str = "note",
+        retries: int = 5,
+        group: str = "g",
+        size: int | None = None,
     ) -> None:
         self._remote = remote
         self._effects = effects
-        self._options = {"mode": mode, "retries": retries, "group": group}
+        self._options = {"mode": mode, "retries": retries, "group": group, "size": size}
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Worker:

@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,17 @@ async def main(request: dict[str, Any]) -> None:
             await asyncio.sleep(0.005)
         note("done", event)
 
+    async def handle_all(events: Sequence[Noted]) -> None:
+        for event in events:
+            await handle(event)
+
     arguments = {key: Path(value) if key == "directory" else value for key, value in request["arguments"].items()}
     async with factory(**arguments) as bus:
-        bus.subscribe(Noted, handle, group=request["group"], retries=request["retries"])
+        options = {"group": request["group"], "retries": request["retries"]}
+        if request["size"] is None:
+            bus.subscribe(Noted, handle, **options)
+        else:
+            bus.subscribe_batch(Noted, handle_all, **options, size=request["size"])
         await bus.start()
         sys.stdout.write("ready\n")
         sys.stdout.flush()

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, bounded, deadline, within
-from kmp_core.errors import Corrupt, InvalidInput, KmpError, NotFound, Unsupported
+from kmp_core.errors import ConfigurationError, Corrupt, Fault, InvalidInput, KmpError, NotFound, Unsupported
 from kmp_core.project import Project
 from kmp_core.resource import Provider
-from kmp_core.sqlite import Database
+from kmp_core.sqlite import Database, local_path
 from kmp_core.telemetry import Telemetry
 from kmp_storage.embedded import bucket_index as index
 from kmp_storage.embedded.bucket_blobs import Blobs, Content, Upload
@@ -59,7 +59,8 @@ class FileBucket(Provider, Bucket):
     out of the directory, and `a` and `a/b` stand side by side. To look at an object with another program, get it.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "shared"})
+    abilities = frozenset({"durable", "shared"})
+    embedded = True
 
     def __init__(
         self,
@@ -74,8 +75,10 @@ class FileBucket(Provider, Bucket):
         root = _root(url, Path(".kmp") / self.project if directory is None else directory)
         self._blobs: Blobs = MemoryBlobs(self.settings.max_memory_bytes) if root is None else FileBlobs(root)
         path = None if root is None else root / "index.db"
-        self._database = Database(path, project=self.project, migrations=index.MIGRATIONS)
+        self._database = Database(path, project=self.project, capability="storage.bucket", migrations=index.MIGRATIONS)
         self._removed: set[str] = set()
+        if path is None:
+            self.abilities -= {"durable", "shared"}
 
     @classmethod
     def from_url(cls, url: str, *, context: Context) -> Self:
@@ -127,7 +130,7 @@ class FileBucket(Provider, Bucket):
         check_key(key)
         seconds = within(timeout, self.settings.timeout)
         with self._telemetry.call("get"):
-            async with deadline(seconds, what=f"getting {key!r}", backend="file"):
+            async with deadline(seconds, what=f"getting {key!r}", backend="file", outcome_unknown=False):
                 entry, content = await self._find(key)
                 async with aclosing(self._contents(entry, content, PIECE_BYTES, seconds)) as chunks:
                     return b"".join([chunk async for chunk in chunks])
@@ -302,7 +305,8 @@ class FileBucket(Provider, Bucket):
         try:
             damaged = content.size != entry.size
             while left and not damaged:
-                part = await bounded(self._threads.run(read), seconds, what=f"reading {entry.key!r}", backend="file")
+                what = f"reading {entry.key!r}"
+                part = await bounded(self._threads.run(read), seconds, what=what, backend="file", outcome_unknown=False)
                 left -= len(part)
                 damaged = not part or left < 0 or (left == 0 and digest.hexdigest() != entry.checksum)
                 if not damaged:
@@ -316,7 +320,7 @@ class FileBucket(Provider, Bucket):
     async def _stream(self, key: str, chunk: int, seconds: float | None) -> AsyncIterator[bytes]:
         self.ensure_open()
         with apart(self._telemetry.call("stream")):
-            async with deadline(seconds, what=f"opening {key!r}", backend="file"):
+            async with deadline(seconds, what=f"opening {key!r}", backend="file", outcome_unknown=False):
                 entry, content = await self._find(key)
             async with aclosing(self._contents(entry, content, chunk, seconds)) as chunks:
                 async for part in chunks:
@@ -352,11 +356,12 @@ class FileBucket(Provider, Bucket):
 
 
 def _root(url: str, directory: Path) -> Path | None:
-    scheme, _, rest = url.partition(":")
+    scheme, colon, _ = url.partition(":")
+    if scheme not in ("file", "memory") or not colon:
+        raise ConfigurationError(Fault("url", "must begin with 'file:' or 'memory:'", example="file:"))
     if scheme == "memory":
         return None
-    path = rest.removeprefix("//")
-    return Path(path) if path else directory / "bucket"
+    return local_path(url) or directory / "bucket"
 
 
 def _close(content: Content | None) -> None:

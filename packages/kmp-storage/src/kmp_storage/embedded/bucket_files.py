@@ -18,7 +18,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from kmp_core.errors import ConfigurationError, Corrupt, ErrorTable, Fault, KmpError, PermissionDenied, Unavailable
+from kmp_core.errors import Corrupt, ErrorTable, KmpError, PermissionDenied, Unavailable
+from kmp_core.sqlite import make_private_directory
 from kmp_storage.embedded.bucket_blobs import Content, Upload
 
 __all__ = ["FileBlobs"]
@@ -35,13 +36,7 @@ class FileBlobs:
         self._incoming = self._objects = -1
 
     def open(self) -> None:
-        try:
-            _make_private_directories(self.root)
-        except OSError as error:
-            problem = f"cannot be created ({os.strerror(error.errno or 0)})"
-            raise ConfigurationError(
-                Fault(str(self.root), problem, example="a directory this user may write")
-            ) from error
+        make_private_directory(self.root)
         with _ERRORS.translating():
             self._incoming = self._directory("incoming")
             self._objects = self._directory("objects")
@@ -169,12 +164,6 @@ class _FileContent:
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
-
-
-def _make_private_directories(path: Path) -> None:
-    # `mkdir(parents=True)` gives the mode to the last one only.
-    for missing in reversed([each for each in (path, *path.parents) if not each.exists()]):
-        missing.mkdir(mode=0o700, exist_ok=True)
 
 
 def _sync_directory(path: Path) -> None:

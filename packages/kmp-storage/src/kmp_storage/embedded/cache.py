@@ -8,14 +8,14 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, deadline, within
 from kmp_core.errors import Conflict, InvalidInput
 from kmp_core.project import Project
 from kmp_core.resource import Provider
-from kmp_core.sqlite import Database, database_path
+from kmp_core.sqlite import Database
 from kmp_core.telemetry import Telemetry
 from kmp_storage.cache import check_key, time_to_live
 from kmp_storage.embedded import cache_leases as leases
@@ -23,6 +23,7 @@ from kmp_storage.embedded.cache_entries import MIGRATIONS, Entries
 from kmp_storage.embedded.cache_file import CacheFile, Pauses
 from kmp_storage.embedded.cache_loads import Load, Loads, Terms
 from kmp_storage.embedded.cache_settings import CacheSettings
+from kmp_storage.embedded.files import embedded_path
 from kmp_storage.protocols import Cache
 from kmp_storage.values import CacheStatistics, Lease
 
@@ -38,7 +39,8 @@ class SqliteCache(Provider, Cache):
     of the file raise typed errors; a service that can do without its cache catches `BackendError`.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"bounded", "durable", "early_refresh", "shared"})
+    abilities = frozenset({"bounded", "durable", "early_refresh", "shared"})
+    embedded = True
 
     def __init__(
         self,
@@ -51,12 +53,15 @@ class SqliteCache(Provider, Cache):
     ) -> None:
         self.project = Project(project)
         self.settings = CacheSettings.load() if settings is None else settings
-        directory = Path(".kmp") / self.project if directory is None else directory
-        path = database_path(directory, url, "cache")
-        database = Database(path, project=self.project, migrations=MIGRATIONS, synchronous="normal")
+        path = embedded_path(url, self.project, directory, "cache")
+        database = Database(
+            path, project=self.project, capability="storage.cache", migrations=MIGRATIONS, synchronous="normal"
+        )
         self._file = CacheFile(database, self.settings, clock)
         self._loads = Loads(self._file)
         self._hits = self._misses = 0
+        if path is None:
+            self.abilities -= {"durable", "shared"}
 
     @classmethod
     def from_url(cls, url: str, *, context: Context) -> Self:
@@ -149,9 +154,15 @@ class SqliteCache(Provider, Cache):
         check_key(key)
         terms = Terms(load, _required(ttl), time_to_live(negative_ttl, "negative_ttl"))
         seconds = within(timeout, self.settings.load_timeout)
+        ends = None if seconds is None else time.monotonic() + seconds
         with self._telemetry.call("get_or_load"):
-            async with deadline(seconds, what=f"get_or_load of {key!r}", backend="sqlite"):
-                return await self._loads.get_or_load(key, terms, self._count)
+            found = await self._file.find(key, seconds)
+            self._count(found is not None)
+            if found is not None and not self._loads.due(key, found):
+                return found.value
+            left = None if ends is None else max(0.0, ends - time.monotonic())
+            async with deadline(left, what=f"get_or_load of {key!r}", backend="sqlite"):
+                return await self._loads.get_or_load(key, terms, found)
 
     def lock(self, name: str, *, ttl: Timeout = "10s", timeout: Timeout = None) -> AbstractAsyncContextManager[Lease]:
         self.ensure_open()

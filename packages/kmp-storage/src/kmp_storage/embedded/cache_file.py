@@ -16,6 +16,7 @@ from kmp_core.errors import KmpError
 from kmp_core.sqlite import Database
 from kmp_storage.embedded import cache_leases as leases
 from kmp_storage.embedded.cache_entries import Entries, Found
+from kmp_storage.embedded.cache_lookups import Lookups
 from kmp_storage.embedded.cache_settings import CacheSettings
 
 __all__ = ["CacheFile", "Pauses"]
@@ -35,6 +36,7 @@ class CacheFile:
         self.settings = settings
         self.entries = Entries(settings.max_bytes, settings.max_value_bytes)
         self.clock = clock
+        self._lookups = Lookups(database)
         self._touched: dict[str, float] = {}
         self._cleaning: set[asyncio.Task[Any]] = set()
 
@@ -48,7 +50,7 @@ class CacheFile:
         """The live entry, noted as read."""
         now = self.clock()
         seconds = within(timeout, self.settings.timeout)
-        found = await self.database.read(lambda connection: Entries.find(connection, key, now), timeout=seconds)
+        found = await self._lookups.find(key, now, seconds)
         if found is not None:
             touched = self._touched  # the writer's thread may put a new one in its place
             touched.pop(key, None)  # to the end: the first is the one that was read longest ago

@@ -38,22 +38,21 @@ class Loads:
         self.flights = Flights()
         self.count = 0
 
-    async def get_or_load(self, key: str, terms: Terms, looked: Callable[[bool], None]) -> bytes | None:
-        """The value, found or loaded; `looked` is told whether the first look found it."""
-        counted = False
+    def due(self, key: str, found: Found) -> bool:
+        """Whether the value is about to end, and nobody in this process loads a new one yet."""
+        return found.refresh is not None and self._file.clock() >= found.refresh and not self.flights.flying(key)
+
+    async def get_or_load(self, key: str, terms: Terms, found: Found | None) -> bytes | None:
+        """The value, loaded unless the first look found it, and a new one where that is due."""
         while True:
-            found = await self._file.find(key)
-            if not counted:
-                counted = True
-                looked(found is not None)
             if found is not None:
-                due = found.refresh is not None and self._file.clock() >= found.refresh and not self.flights.flying(key)
-                return await self._refresh(key, terms, found) if due else found.value
+                return await self._refresh(key, terms, found) if self.due(key, found) else found.value
             if not self.flights.flying(key):
                 return (await self.flights.lead(key, lambda: self._load_when_free(key, terms))).value
             landed = await self.flights.join(key)
             if landed is not None:
                 return landed.value
+            found = await self._file.find(key)
 
     async def _refresh(self, key: str, terms: Terms, found: Found) -> bytes | None:
         """Load a value that is about to end, if nobody does so yet; the old one serves everybody else."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path as FilePath
-from typing import Any, ClassVar, Self, TypeVar, get_args, overload
+from typing import Any, Self, TypeVar, get_args, overload
 
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, within
@@ -18,7 +18,7 @@ from kmp_core.project import Project
 from kmp_core.resource import Provider
 from kmp_core.sqlite import Database
 from kmp_core.telemetry import Telemetry
-from kmp_storage.embedded.files import embedded_path, refuse_other_contents, whole_number
+from kmp_storage.embedded.files import embedded_path, whole_number
 from kmp_storage.embedded.graph_codec import EdgeCodec, NodeCodec, check_key, edge_codec, node_codec
 from kmp_storage.embedded.graph_settings import GraphSettings
 from kmp_storage.embedded.graph_walks import Found, Step, Walk
@@ -43,7 +43,8 @@ class SqliteGraphStore(Provider, GraphStore):
     What `merge` acknowledged survives a killed process and a power cut.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "shared"})
+    abilities = frozenset({"durable", "shared"})
+    embedded = True
 
     def __init__(
         self,
@@ -57,8 +58,14 @@ class SqliteGraphStore(Provider, GraphStore):
         self.settings = GraphSettings.load() if settings is None else settings
         path = embedded_path(url, self.project, directory, "graph")
         self._database = Database(
-            path, project=self.project, migrations=MIGRATIONS, synchronous=self.settings.synchronous
+            path,
+            project=self.project,
+            capability="storage.graph",
+            migrations=MIGRATIONS,
+            synchronous=self.settings.synchronous,
         )
+        if path is None:
+            self.abilities -= {"durable", "shared"}
 
     @classmethod
     def from_url(cls, url: str, *, context: Context) -> Self:
@@ -68,7 +75,6 @@ class SqliteGraphStore(Provider, GraphStore):
     async def _open(self) -> None:
         self._telemetry = Telemetry("db", "sqlite", project=self.project, scope="kmp_storage")
         await self._database.open()
-        await refuse_other_contents(self._database, "edges")
 
     async def _close(self) -> None:
         await self._database.close()

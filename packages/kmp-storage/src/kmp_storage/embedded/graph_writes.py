@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from kmp_core.errors import InvalidInput
 from kmp_storage.embedded.graph_codec import EdgeCodec, NodeCodec, edge_codec, node_codec
@@ -56,6 +56,11 @@ class EdgeChange:
 
 Change = NodeChange | EdgeChange
 
+_Identity = tuple[str, str]
+_Edge = tuple[int, str, int]
+_Ids = dict[_Identity, int]
+K = TypeVar("K", _Identity, _Edge)
+
 
 def changes_of(items: Sequence[Node | Edge], first_row: int = 0) -> list[Change]:
     """Check and encode items. Raises `InvalidInput` naming row and field."""
@@ -63,17 +68,14 @@ def changes_of(items: Sequence[Node | Edge], first_row: int = 0) -> list[Change]
 
 
 def merge(connection: sqlite3.Connection, changes: Sequence[Change]) -> int:
-    """Create or update each, and return how many were new or changed."""
-    ids: dict[tuple[str, str], int] = {}
-    changed = 0
-    for change in changes:
-        if isinstance(change, NodeChange):
-            changed += _merge_node(connection, change.codec.label, change.key, change.given)
-        else:
-            source = _id_of(connection, ids, change.codec.source.label, change.source)
-            target = _id_of(connection, ids, change.codec.target.label, change.target)
-            changed += _merge_edge(connection, change.codec.type, (source, target), change.given)
-    return changed
+    """Create or update each, in their order, and return how many were new or changed.
+
+    A statement for each item would cost more than its work, so what is stored is read at once, merged here, and written
+    at once: first the nodes, then the edges, which need the ids of the nodes.
+    """
+    nodes, changed = _merge_nodes(connection, changes)
+    edges = [change for change in changes if isinstance(change, EdgeChange)]
+    return changed + (_merge_edges(connection, edges, nodes) if edges else 0)
 
 
 def delete_node(connection: sqlite3.Connection, label: str, key: str) -> bool:
@@ -92,54 +94,117 @@ def _change(item: object, row: int) -> Change:
     raise InvalidInput("items", f"must be a Node or an Edge, not {type(item).__name__}{hint}", row=row)
 
 
-def _merge_node(connection: sqlite3.Connection, label: str, key: str, given: dict[str, Any]) -> bool:
-    found = connection.execute("SELECT id, properties FROM nodes WHERE label = ? AND key = ?", (label, key)).fetchone()
-    if found is None:
-        connection.execute("INSERT INTO nodes (label, key, properties) VALUES (?, ?, ?)", (label, key, _json(given)))
+class _Merging(Generic[K]):
+    """Properties as they are stored, and as they will be."""
+
+    def __init__(self, stored: Mapping[K, str]) -> None:
+        self.stored = stored
+        self.after: dict[K, dict[str, Any]] = {}
+
+    def add(self, identity: K, given: dict[str, Any]) -> bool:
+        """Merge the properties that were passed; whether that made or changed something."""
+        before = self._current(identity)
+        if before is None:
+            self.after[identity] = given
+            return True
+        after = {**before, **given}
+        if after == before:
+            return False
+        self.after[identity] = after
         return True
-    text = _merged(found[1], given)
-    if text is None:
-        return False
-    connection.execute("UPDATE nodes SET properties = ? WHERE id = ?", (text, found[0]))
-    return True
+
+    def touch(self, identity: K) -> None:
+        """See that it will be there."""
+        if identity not in self.stored and identity not in self.after:
+            self.after[identity] = {}
+
+    def made(self) -> list[tuple[K, str]]:
+        """What is new."""
+        return [(identity, _json(after)) for identity, after in self.after.items() if identity not in self.stored]
+
+    def changed(self) -> list[tuple[K, str]]:
+        """What was stored before, and is different now."""
+        return [(identity, _json(after)) for identity, after in self.after.items() if identity in self.stored]
+
+    def _current(self, identity: K) -> dict[str, Any] | None:
+        if identity in self.after:
+            return self.after[identity]
+        text = self.stored.get(identity)
+        if text is None:
+            return None
+        found: dict[str, Any] = json.loads(text)
+        return found
 
 
-def _merge_edge(connection: sqlite3.Connection, kind: str, ends: tuple[int, int], given: dict[str, Any]) -> bool:
-    identity = (ends[0], kind, ends[1])
-    found = connection.execute(
-        "SELECT properties FROM edges WHERE source = ? AND type = ? AND target = ?", identity
-    ).fetchone()
-    if found is None:
-        connection.execute("INSERT INTO edges VALUES (?, ?, ?, ?)", (*identity, _json(given)))
-        return True
-    text = _merged(found[0], given)
-    if text is None:
-        return False
-    connection.execute(
-        "UPDATE edges SET properties = ? WHERE source = ? AND type = ? AND target = ?", (text, *identity)
+def _merge_nodes(connection: sqlite3.Connection, changes: Sequence[Change]) -> tuple[_Ids, int]:
+    """Merge the nodes, and make those that edges need. Returns the ids of all of them."""
+    wanted = [identity for change in changes for identity in _nodes_of(change)]
+    found = _find_nodes(connection, wanted)
+    merging = _Merging[_Identity]({identity: text for identity, (_, text) in found.items()})
+    ids = {identity: number for identity, (number, _) in found.items()}
+    changed = 0
+    for change in changes:
+        if isinstance(change, NodeChange):
+            changed += merging.add((change.codec.label, change.key), change.given)
+        else:
+            for end in _nodes_of(change):
+                merging.touch(end)
+    made = merging.made()
+    connection.executemany(
+        "INSERT INTO nodes (label, key, properties) VALUES (?, ?, ?)", [(*identity, text) for identity, text in made]
     )
-    return True
+    connection.executemany(
+        "UPDATE nodes SET properties = ? WHERE id = ?", [(text, ids[identity]) for identity, text in merging.changed()]
+    )
+    if any(isinstance(change, EdgeChange) for change in changes):
+        fresh = _find_nodes(connection, [identity for identity, _ in made])
+        ids.update((identity, number) for identity, (number, _) in fresh.items())
+    return ids, changed
 
 
-def _id_of(connection: sqlite3.Connection, ids: dict[tuple[str, str], int], label: str, key: str) -> int:
-    known = ids.get((label, key))
-    if known is not None:
-        return known
-    found = connection.execute("SELECT id FROM nodes WHERE label = ? AND key = ?", (label, key)).fetchone()
-    if found is None:
-        sql = "INSERT INTO nodes (label, key, properties) VALUES (?, ?, '{}') RETURNING id"
-        found = connection.execute(sql, (label, key)).fetchone()
-    number: int = found[0]
-    ids[label, key] = number
-    return number
+def _merge_edges(connection: sqlite3.Connection, changes: Sequence[EdgeChange], ids: _Ids) -> int:
+    edges = []
+    for change in changes:
+        source, target = _nodes_of(change)
+        edges.append((ids[source], change.codec.type, ids[target]))
+    merging = _Merging[_Edge](_find_edges(connection, edges))
+    changed = sum(merging.add(edge, change.given) for edge, change in zip(edges, changes, strict=True))
+    connection.executemany("INSERT INTO edges VALUES (?, ?, ?, ?)", [(*edge, text) for edge, text in merging.made()])
+    connection.executemany(
+        "UPDATE edges SET properties = ? WHERE source = ? AND type = ? AND target = ?",
+        [(text, *edge) for edge, text in merging.changed()],
+    )
+    return changed
 
 
-def _merged(stored: str, given: dict[str, Any]) -> str | None:
-    """The properties after merging, or None where nothing changes."""
-    before = json.loads(stored)
-    after = {**before, **given}
-    return None if after == before else _json(after)
+def _nodes_of(change: Change) -> tuple[_Identity, ...]:
+    if isinstance(change, NodeChange):
+        return ((change.codec.label, change.key),)
+    return (change.codec.source.label, change.source), (change.codec.target.label, change.target)
 
 
-def _json(properties: dict[str, Any]) -> str:
-    return json.dumps(properties, ensure_ascii=False, separators=(",", ":"))
+def _find_nodes(connection: sqlite3.Connection, wanted: Iterable[_Identity]) -> dict[_Identity, tuple[int, str]]:
+    keys: dict[str, dict[str, None]] = {}
+    for label, key in wanted:
+        keys.setdefault(label, {})[key] = None
+    sql = (  # CROSS JOIN: each of the wanted is looked for, instead of all that are there
+        "SELECT n.label, n.key, n.id, n.properties FROM json_each(?) w "
+        "CROSS JOIN nodes n ON n.label = ? AND n.key = w.value"
+    )
+    rows = (row for label, some in keys.items() for row in connection.execute(sql, (_json(list(some)), label)))
+    return {(label, key): (number, text) for label, key, number, text in rows}
+
+
+def _find_edges(connection: sqlite3.Connection, wanted: Iterable[_Edge]) -> dict[_Edge, str]:
+    ends: dict[str, dict[tuple[int, int], None]] = {}
+    for source, kind, target in wanted:
+        ends.setdefault(kind, {})[source, target] = None
+    sql = (
+        "SELECT e.source, e.type, e.target, e.properties FROM json_each(?) w CROSS JOIN edges e "
+        "ON e.source = json_extract(w.value, '$[0]') AND e.type = ? AND e.target = json_extract(w.value, '$[1]')"
+    )
+    rows = (row for kind, some in ends.items() for row in connection.execute(sql, (_json(list(some)), kind)))
+    return {(source, kind, target): text for source, kind, target, text in rows}
+
+
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

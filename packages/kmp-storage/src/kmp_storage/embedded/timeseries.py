@@ -9,7 +9,7 @@ from contextlib import aclosing
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from kmp_core.clock import SYSTEM_CLOCK, Clock
 from kmp_core.context import Context
@@ -22,7 +22,7 @@ from kmp_core.telemetry import Telemetry
 from kmp_storage.embedded import timeseries_queries as queries
 from kmp_storage.embedded import timeseries_schema as schema
 from kmp_storage.embedded.columns import microseconds
-from kmp_storage.embedded.files import embedded_path, refuse_other_contents, whole_number
+from kmp_storage.embedded.files import embedded_path, whole_number
 from kmp_storage.embedded.timeseries_buckets import every_of, zone_of
 from kmp_storage.embedded.timeseries_codec import Codec, codec_of
 from kmp_storage.embedded.timeseries_settings import TimeSeriesSettings
@@ -46,7 +46,8 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
     when the store opens and, at most every `sweep_every`, while it appends.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "retention", "shared", "unique", "zones"})
+    abilities = frozenset({"durable", "retention", "shared", "unique", "zones"})
+    embedded = True
 
     def __init__(
         self,
@@ -63,12 +64,15 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
         self._database = Database(
             self._path,
             project=self.project,
+            capability="storage.timeseries",
             migrations=schema.MIGRATIONS,
             synchronous=self.settings.synchronous,
         )
         self._clock = clock
         self._prepared: set[type[Measurement]] = set()
         self._swept: dict[str, float] = {}
+        if self._path is None:
+            self.abilities -= {"durable", "shared"}
 
     @classmethod
     def from_url(cls, url: str, *, context: Context) -> Self:
@@ -78,7 +82,6 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
     async def _open(self) -> None:
         self._telemetry = Telemetry("db", "sqlite", project=self.project, scope="kmp_storage")
         await self._database.open()
-        await refuse_other_contents(self._database, "series")
         await self._sweep_all()
 
     async def _close(self) -> None:
