@@ -48,6 +48,12 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def servers(session: nox.Session) -> None:
+    """Start real servers for hand work and print the variables to paste; `dev.py servers --stop` removes them."""
+    python(session, "tests/plugins/stack.py", *session.posargs)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, and show which lines they reached."""
     coverage = [sys.executable, "-m", "coverage"]

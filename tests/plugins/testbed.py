@@ -105,8 +105,8 @@ def start(name: str, recipe: Recipe) -> Server:
     return server
 
 
-def launch(name: str, recipe: Recipe) -> Server:
-    """Start a server's container; it may not answer yet."""
+def launch(name: str, recipe: Recipe, *, label: str | None = None) -> Server:
+    """Start a server's container; it may not answer yet. `label` names the process whose end makes it an orphan."""
     os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
     os.environ.setdefault("TESTCONTAINERS_HOST_OVERRIDE", LOOPBACK)
     from testcontainers.core.container import DockerContainer
@@ -116,7 +116,7 @@ def launch(name: str, recipe: Recipe) -> Server:
     for variable, value in recipe.environment(password, port).items():
         container.with_env(variable, value)
     container.ports[f"{recipe.port}/tcp"] = (LOOPBACK, port)
-    container.with_kwargs(labels={LABEL: str(os.getpid())})
+    container.with_kwargs(labels={LABEL: label or str(os.getpid())})
     container.start()
     return Server(name, port, password, container, recipe.ready)
 
