@@ -77,7 +77,7 @@ async def test_what_is_given_up_is_told_in_the_log_with_its_place_and_without_se
         (letter,) = [letter async for letter in bus.dead_letters()]
     (record,) = caplog.records
     said = record.getMessage()
-    assert f"group answers of topic test.asked gave up event '{letter.id}' of type 'Asked' after 2 attempts" in said
+    assert f"group answers of topic test.asked gave up event '{letter.id}' of type 'Asked' at attempt 2" in said
     assert "LookupError: nobody knows ann, password=***" in said
     assert f"({__file__}, line {answer.__code__.co_firstlineno + 1})" in said
     assert "hunter2" not in caplog.text

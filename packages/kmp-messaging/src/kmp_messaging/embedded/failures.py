@@ -125,7 +125,7 @@ class Failures:
         buried = await self._insist(partition, lambda c: bury(c, self._group, letter))
         if buried:
             _LOGGER.warning(
-                "bus: group %s of topic %s gave up event %r of type %r after %d attempts: %s: %s%s",
+                "bus: group %s of topic %s gave up event %r of type %r at attempt %d: %s: %s%s",
                 *(self._name, self._topic, letter.event, letter.type, attempts, letter.cause, letter.detail),
                 _place(error),
             )
