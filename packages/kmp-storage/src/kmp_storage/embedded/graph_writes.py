@@ -59,7 +59,7 @@ Change = NodeChange | EdgeChange
 _Identity = tuple[str, str]
 _Edge = tuple[int, str, int]
 _Ids = dict[_Identity, int]
-K = TypeVar("K", _Identity, _Edge)
+K = TypeVar("K")
 
 
 def changes_of(items: Sequence[Node | Edge], first_row: int = 0) -> list[Change]:
