@@ -45,8 +45,8 @@ class SqliteBus(Provider, EventBus):
     `metadata_of(event).id`, which is the same at every delivery. Events that have the same key are handled in the
     order of publication; others in any.
 
-    What was published survives a killed process. A power cut may take the last moments, unless the setting
-    `synchronous` is `full`.
+    What was published survives a killed process and a power cut, unless the setting `synchronous` says otherwise. A
+    power cut may take the last moments of what groups have committed: then these events are handled again.
     """
 
     abilities = frozenset({"batches", "dead_letters", "groups", "lag", "shared"})
@@ -70,7 +70,7 @@ class SqliteBus(Provider, EventBus):
         self._store = Store(
             path,
             project=self.project,
-            synchronous=self.settings.synchronous,
+            synchronous="full" if self.settings.synchronous == "full" else "normal",
             partitions=self.settings.partitions,
         )
         source = f"/ns/{self.project}/sa/{ServiceName(service)}"
