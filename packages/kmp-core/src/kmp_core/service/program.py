@@ -65,7 +65,11 @@ def _run(main: Callable[[], Coroutine[Any, Any, object]]) -> int:
 
 def _outcome(runner: asyncio.Runner, main: Callable[[], Coroutine[Any, Any, object]]) -> int:
     termination = _Termination()
+    handed: object = main  # a call may hand over what no type checker has seen
     try:
+        if isinstance(handed, Coroutine):
+            handed.close()
+            raise InvalidInput("main", "must be the function itself, not called", example="run(main)")
         runner.run(termination.around(main))
     except KeyboardInterrupt:
         return _SIGINT
@@ -149,7 +153,8 @@ def _code(error: BaseException) -> int:
 
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, KmpError):
-        return error.strerror or os.strerror(error.errno or 0)
+        text = error.strerror or os.strerror(error.errno or 0)
+        return f"{text}; for example another port, or 0 for a free one" if error.errno == errno.EADDRINUSE else text
     return str(error)
 
 
