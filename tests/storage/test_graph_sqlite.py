@@ -15,7 +15,7 @@ from kmp_core.sqlite import Database
 from kmp_core.testing import IsolatedEnvironment
 from kmp_storage import Edge, Node
 from kmp_storage.embedded.graph import GraphSettings, SqliteGraphStore
-from kmp_storage.embedded.graph_walks import Walk
+from kmp_storage.embedded.graph.walks import Walk
 
 
 class City(Node, label="City", key="code"):

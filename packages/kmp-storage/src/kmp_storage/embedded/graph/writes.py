@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from kmp_core.errors import InvalidInput
-from kmp_storage.embedded.graph_codec import EdgeCodec, NodeCodec, edge_codec, node_codec
+from kmp_storage.embedded.graph.codec import EdgeCodec, NodeCodec, edge_codec, node_codec
 from kmp_storage.models import Edge, Node
 
 __all__ = ["MIGRATIONS", "Change", "EdgeChange", "NodeChange", "changes_of", "delete_node", "merge"]
