@@ -12,6 +12,8 @@ from kmp_core.deadlines import deadline
 from kmp_core.errors import (
     BreakerOpen,
     DeadlineExceeded,
+    InvalidInput,
+    LifecycleError,
     NotFound,
     OutcomeUnknown,
     Overloaded,
@@ -110,6 +112,13 @@ async def test_who_asks_to_come_back_later_is_heard(kmp_clock):
     assert work.calls == 1
     kmp_clock.advance("2s")
     assert await call == "done"
+
+
+async def test_who_asks_to_come_back_in_an_hour_is_not_waited_for():
+    work = Work(Overloaded("later", retry_after=3600))
+    with pytest.raises(Overloaded) as raised:
+        await retries().call(work, idempotent=True)
+    assert (work.calls, raised.value.retry_after) == (1, 3600)
 
 
 def test_waits_are_spread_from_zero_to_a_bound_that_doubles():
@@ -225,6 +234,26 @@ def test_refused_surplus_between_failures_hides_none_of_them(breaker):
         if breaker.state == "closed":
             fail(breaker, Overloaded("later", retry_after=1))
     assert breaker.state == "open"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), InvalidInput("x", "is wrong"), LifecycleError("closed")])
+def test_an_error_of_our_own_neither_closes_a_breaker_nor_hides_failures(breaker, kmp_clock, error):
+    fail(breaker)
+    fail(breaker)
+    fail(breaker, error)
+    fail(breaker)
+    assert breaker.state == "open"
+    kmp_clock.advance("13s")
+    fail(breaker, error)
+    assert breaker.state == "half-open"
+
+
+def test_an_answer_that_was_not_hoped_for_closes_it(breaker, kmp_clock):
+    for _ in range(3):
+        fail(breaker)
+    kmp_clock.advance("13s")
+    fail(breaker, NotFound("x"))
+    assert breaker.state == "closed"
 
 
 def test_a_probe_that_is_cancelled_lets_the_next_one_probe(breaker, kmp_clock):

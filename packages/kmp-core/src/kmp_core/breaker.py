@@ -22,7 +22,17 @@ from typing import Literal
 
 from kmp_core.clock import SYSTEM_CLOCK, Clock
 from kmp_core.deadlines import Timeout, duration
-from kmp_core.errors import BackendError, BreakerOpen, DeadlineExceeded, Overloaded, PoolExhausted
+from kmp_core.errors import (
+    AccessDenied,
+    BackendError,
+    BreakerOpen,
+    Conflict,
+    Corrupt,
+    DeadlineExceeded,
+    NotFound,
+    Overloaded,
+    PoolExhausted,
+)
 
 __all__ = ["Breaker", "BreakerState"]
 
@@ -33,8 +43,9 @@ class Breaker:
     """One per backend and process.
 
     Only what speaks of the backend counts: `Unavailable`, `OutcomeUnknown`, and a deadline that left the backend at
-    least `patience`. An error such as `NotFound` is an answer; a pool of our own that is empty, a caller in a hurry,
-    and a backend that asks to come back later, say nothing.
+    least `patience`. `NotFound`, `Conflict`, `AccessDenied` and `Corrupt` are answers, as good as a success. All else
+    says nothing: an error of the program or of its input, a pool of our own that is empty, a caller in a hurry, and a
+    backend that asks to come back later.
     """
 
     def __init__(
@@ -80,7 +91,7 @@ class Breaker:
             if self._blames_backend(error, began):
                 self._failed(probe)
             raise
-        except Exception:
+        except (NotFound, Conflict, AccessDenied, Corrupt):
             self._succeeded()  # the backend answered, if not as hoped
             raise
         else:
