@@ -132,7 +132,7 @@ class Encoder:
         end = data.find(b'"', 9)
         stamp = data[9:end] if data.startswith(b'{"time":"') else event.time.isoformat().encode()
         known = _identifier(event)
-        identifier = known if known.__class__ is str else known["id"]  # type: ignore[index]
+        identifier = known if isinstance(known, str) else known["id"]
         content = b'%b,"id":"%b","time":"%b"%b%b,"data":%b}' % (head, identifier.encode(), stamp, attribute, tail, data)
         if len(content) > self._largest:
             problem = f"has {len(content)} bytes as an event, and {self._largest} are allowed"

@@ -49,7 +49,7 @@ class SqliteBus(Provider, EventBus):
     power cut may take the last moments of what groups have committed: then these events are handled again.
     """
 
-    abilities = frozenset({"batches", "dead_letters", "groups", "lag", "shared"})
+    abilities = frozenset({"batches", "dead_letters", "durable", "groups", "lag", "shared"})
     embedded = True
 
     def __init__(
@@ -66,7 +66,7 @@ class SqliteBus(Provider, EventBus):
         directory = Path(".kmp") / self.project if directory is None else directory
         path = database_path(directory, url, "bus")
         if path is None:
-            self.abilities -= {"shared"}
+            self.abilities -= {"durable", "shared"}
         self._store = Store(
             path,
             project=self.project,
