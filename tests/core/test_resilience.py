@@ -192,6 +192,34 @@ def test_deadlines_that_left_the_backend_time_enough_open_it(breaker, kmp_clock)
     assert breaker.state == "open"
 
 
+@pytest.mark.parametrize("seconds", [0.5, 2])
+async def test_a_black_hole_opens_it_when_the_deadline_around_the_call_left_it_time_enough(breaker, kmp_clock, seconds):
+    async def hang():
+        kmp_clock.advance(seconds)
+        await asyncio.sleep(60)
+
+    for _ in range(3):
+        with pytest.raises(DeadlineExceeded):
+            async with deadline(0.02):
+                await retries(breaker=breaker, clock=kmp_clock).call(hang, idempotent=True)
+    assert breaker.state == ("open" if seconds > 1 else "closed")
+
+
+async def test_a_call_that_was_given_up_says_nothing_of_the_backend(breaker, kmp_clock):
+    async def hang():
+        kmp_clock.advance("5s")
+        await asyncio.sleep(60)
+
+    for _ in range(3):
+        async with deadline("1m"):
+            call = asyncio.create_task(retries(breaker=breaker).call(hang, idempotent=True))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert breaker.state == "closed"
+
+
 def test_one_probe_at_a_time_and_its_success_closes(breaker, kmp_clock):
     for _ in range(3):
         fail(breaker)
