@@ -362,6 +362,32 @@ def test_a_forked_child_is_refused_with_advice_and_the_parent_goes_on(start):
     assert out.splitlines() == ["refused: True", "refused: True", "parent works", "drained", "closed"]
 
 
+def test_a_signal_to_a_forked_child_ends_the_child_alone(start):
+    process = start(
+        """
+        async def main():
+            async with Service("delays", shutdown_grace="500ms") as service:
+                async def fork():
+                    while service.health.phase != "ready":
+                        await asyncio.sleep(0.01)
+                    child = os.fork()
+                    if child == 0:
+                        while True:
+                            time.sleep(60)
+                    os.kill(child, signal.SIGTERM)
+                    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+                    say(f"child {os.waitstatus_to_exitcode(status)}")
+                    await asyncio.sleep(2)  # beyond what a watchdog that was woken would wait
+                    service.stop()
+                service.start_task(fork(), name="fork")
+                await service.run()
+        kmp_core.run(main)
+        """
+    )
+    code, out, err = end(process)
+    assert (code, out.split()) == (0, ["child", "-15"]), err
+
+
 def test_workers_that_are_forked_before_they_open_each_have_their_own(start):
     process = start(
         """

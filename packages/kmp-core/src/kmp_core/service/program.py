@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 from kmp_core.errors import AccessDenied, BackendError, ConfigurationError, Corrupt, InvalidInput, KmpError
-from kmp_core.service.signals import EXIT_TEMPORARY, end_process
+from kmp_core.service.signals import EXIT_TEMPORARY, end_by, end_process
 
 __all__ = ["exit_code", "run"]
 
@@ -96,7 +96,11 @@ class _Termination:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
+        pid = os.getpid()
+
         def terminate(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != pid:
+                end_by(number)
             if self.received:
                 end_process(128 + number, "SIGTERM came again: ending at once")
             self.received = True
