@@ -88,6 +88,42 @@ async def test_a_check_that_hangs_fails_at_its_deadline(health):
     assert (status, body["checks"]["db"]["error"]) == (503, "DeadlineExceeded")
 
 
+async def test_a_check_that_hears_no_cancellation_fails_too_and_is_not_joined_by_another():
+    asked = 0
+    free = asyncio.Event()
+
+    async def deaf():
+        nonlocal asked
+        asked += 1
+        while not free.is_set():
+            try:
+                await free.wait()
+            except asyncio.CancelledError:
+                continue
+
+    health = Health()
+    health.mark("ready")
+    health.add("deaf", deaf, timeout=0.01)
+    for _ in range(2):
+        report = await health.readiness()
+        assert report.checks["deaf"].error == "DeadlineExceeded"
+    assert asked == 1
+    free.set()
+    assert (await health.readiness()).healthy
+    await health.readiness()
+    assert asked == 2
+
+
+async def test_a_check_that_was_cancelled_inside_is_a_failure_and_not_ours():
+    async def cancelled():
+        raise asyncio.CancelledError
+
+    health = Health()
+    health.mark("ready")
+    health.add("cancelled", cancelled)
+    assert (await health.readiness()).checks["cancelled"].error == "CancelledError"
+
+
 async def test_checks_run_at_the_same_time(health):
     everybody = asyncio.Barrier(5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from abc import abstractmethod
@@ -57,10 +58,14 @@ def install(tmp_path, monkeypatch):
 GOOD = "class Good:\n    @classmethod\n    def from_url(cls, url, *, context): return cls()\n"
 
 
+def name_of(provider: object) -> str:
+    return str(getattr(provider, "__name__", provider))
+
+
 def test_a_plugin_is_found_by_the_scheme_of_the_url(install):
     install("acme-good", "acme_good", GOOD, good="acme_good:Good")
-    assert plugins.find(SPEC, "good://host/path").__name__ == "Good"
-    assert plugins.find(SPEC, "GOOD:").__name__ == "Good"
+    assert name_of(plugins.find(SPEC, "good://host/path")) == "Good"
+    assert name_of(plugins.find(SPEC, "GOOD:")) == "Good"
     assert plugins.installed(SPEC) == ["good"]
 
 
@@ -128,7 +133,7 @@ def test_a_plugin_whose_import_fails_names_itself_and_its_distribution_and_disab
     for part in ("'broken'", "acme_broken:Broken", "acme-broken 1.0", "no_such_module"):
         assert part in message
     assert isinstance(raised.value.__cause__, ModuleNotFoundError)
-    assert plugins.find(SPEC, "good:").__name__ == "Good"
+    assert name_of(plugins.find(SPEC, "good:")) == "Good"
 
 
 @pytest.mark.parametrize("source", ["", "class Broken: pass"])
@@ -155,7 +160,7 @@ def test_a_distribution_that_lies_on_the_path_twice_is_no_conflict(install, tmp_
         text = (tmp_path / "acme_good-1.0.dist-info" / name).read_text()
         (twin / name).write_text(text.replace("1.0", "0.9"))
     monkeypatch.syspath_prepend(str(twin.parent))
-    assert plugins.find(SPEC, "good:").__name__ == "Good"
+    assert name_of(plugins.find(SPEC, "good:")) == "Good"
 
 
 def test_a_missing_driver_says_what_to_install(install):
@@ -178,7 +183,7 @@ def test_an_import_error_from_inside_a_driver_passes_through(tmp_path, monkeypat
         pytest.raises(ModuleNotFoundError, match="what_the_driver_needs") as raised,
         plugins.extra("driver_with_a_gap", install="x"),
     ):
-        import driver_with_a_gap  # noqa: F401
+        importlib.import_module("driver_with_a_gap")
     assert not isinstance(raised.value, MissingExtra)
 
 

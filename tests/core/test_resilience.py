@@ -12,6 +12,8 @@ from kmp_core.deadlines import deadline
 from kmp_core.errors import (
     BreakerOpen,
     DeadlineExceeded,
+    InvalidInput,
+    LifecycleError,
     NotFound,
     OutcomeUnknown,
     Overloaded,
@@ -112,6 +114,13 @@ async def test_who_asks_to_come_back_later_is_heard(kmp_clock):
     assert await call == "done"
 
 
+async def test_who_asks_to_come_back_in_an_hour_is_not_waited_for():
+    work = Work(Overloaded("later", retry_after=3600))
+    with pytest.raises(Overloaded) as raised:
+        await retries().call(work, idempotent=True)
+    assert (work.calls, raised.value.retry_after) == (1, 3600)
+
+
 def test_waits_are_spread_from_zero_to_a_bound_that_doubles():
     policy = Policy(base=timedelta(seconds=1), cap=timedelta(seconds=4))
     for failures, bound in ((1, 1), (2, 2), (3, 4), (9, 4), (5000, 4)):
@@ -183,6 +192,34 @@ def test_deadlines_that_left_the_backend_time_enough_open_it(breaker, kmp_clock)
     assert breaker.state == "open"
 
 
+@pytest.mark.parametrize("seconds", [0.5, 2])
+async def test_a_black_hole_opens_it_when_the_deadline_around_the_call_left_it_time_enough(breaker, kmp_clock, seconds):
+    async def hang():
+        kmp_clock.advance(seconds)
+        await asyncio.sleep(60)
+
+    for _ in range(3):
+        with pytest.raises(DeadlineExceeded):
+            async with deadline(0.02):
+                await retries(breaker=breaker, clock=kmp_clock).call(hang, idempotent=True)
+    assert breaker.state == ("open" if seconds > 1 else "closed")
+
+
+async def test_a_call_that_was_given_up_says_nothing_of_the_backend(breaker, kmp_clock):
+    async def hang():
+        kmp_clock.advance("5s")
+        await asyncio.sleep(60)
+
+    for _ in range(3):
+        async with deadline("1m"):
+            call = asyncio.create_task(retries(breaker=breaker).call(hang, idempotent=True))
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert breaker.state == "closed"
+
+
 def test_one_probe_at_a_time_and_its_success_closes(breaker, kmp_clock):
     for _ in range(3):
         fail(breaker)
@@ -225,6 +262,26 @@ def test_refused_surplus_between_failures_hides_none_of_them(breaker):
         if breaker.state == "closed":
             fail(breaker, Overloaded("later", retry_after=1))
     assert breaker.state == "open"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), InvalidInput("x", "is wrong"), LifecycleError("closed")])
+def test_an_error_of_our_own_neither_closes_a_breaker_nor_hides_failures(breaker, kmp_clock, error):
+    fail(breaker)
+    fail(breaker)
+    fail(breaker, error)
+    fail(breaker)
+    assert breaker.state == "open"
+    kmp_clock.advance("13s")
+    fail(breaker, error)
+    assert breaker.state == "half-open"
+
+
+def test_an_answer_that_was_not_hoped_for_closes_it(breaker, kmp_clock):
+    for _ in range(3):
+        fail(breaker)
+    kmp_clock.advance("13s")
+    fail(breaker, NotFound("x"))
+    assert breaker.state == "closed"
 
 
 def test_a_probe_that_is_cancelled_lets_the_next_one_probe(breaker, kmp_clock):

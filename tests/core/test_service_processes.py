@@ -231,7 +231,7 @@ def test_work_left_over_at_the_drain_is_told_by_the_exit_code(start):
         ("Corrupt('the file is damaged')", 65, "the file is damaged"),
         ("PermissionDenied('not yours')", 77, "not yours"),
         ("Unavailable('the backend is away')", 75, "the backend is away"),
-        ("OSError(98, 'Address already in use')", 78, "Address already in use"),
+        ("OSError(98, 'Address already in use')", 78, "Address already in use; for example another port"),
         ("ExceptionGroup('two', [Unavailable('one'), Unavailable('other')])", 75, "other"),
     ],
 )
@@ -242,6 +242,13 @@ def test_a_users_mistake_is_one_screen_without_a_traceback(start, error, code, s
     assert shown in err
     assert "Traceback" not in err
     assert len(err.splitlines()) < 24
+
+
+def test_a_program_that_was_called_instead_of_handed_over_is_told_so(start):
+    process = start("async def main(): ...\nkmp_core.run(main())")
+    got, out, err = end(process)
+    assert (got, out) == (65, "")
+    assert err == "InvalidInput: main: must be the function itself, not called; for example run(main)\n"
 
 
 def test_an_error_that_nobody_expected_shows_where_without_local_variables(start):
@@ -353,6 +360,32 @@ def test_a_forked_child_is_refused_with_advice_and_the_parent_goes_on(start):
     code, out, _ = end(process)
     assert code == 0
     assert out.splitlines() == ["refused: True", "refused: True", "parent works", "drained", "closed"]
+
+
+def test_a_signal_to_a_forked_child_ends_the_child_alone(start):
+    process = start(
+        """
+        async def main():
+            async with Service("delays", shutdown_grace="500ms") as service:
+                async def fork():
+                    while service.health.phase != "ready":
+                        await asyncio.sleep(0.01)
+                    child = os.fork()
+                    if child == 0:
+                        while True:
+                            time.sleep(60)
+                    os.kill(child, signal.SIGTERM)
+                    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+                    say(f"child {os.waitstatus_to_exitcode(status)}")
+                    await asyncio.sleep(2)  # beyond what a watchdog that was woken would wait
+                    service.stop()
+                service.start_task(fork(), name="fork")
+                await service.run()
+        kmp_core.run(main)
+        """
+    )
+    code, out, err = end(process)
+    assert (code, out.split()) == (0, ["child", "-15"]), err
 
 
 def test_workers_that_are_forked_before_they_open_each_have_their_own(start):

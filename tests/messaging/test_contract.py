@@ -1,10 +1,12 @@
 """The embedded bus keeps the contract, in a file and in memory."""
 
 import sqlite3
+from typing import Any
 
 import pytest
 
 from kmp_core.deadlines import duration
+from kmp_core.errors import Unsupported
 from kmp_core.testing import Make
 from kmp_messaging import BusSettings
 from kmp_messaging.embedded import SqliteBus
@@ -26,6 +28,33 @@ async def inject(bus: SqliteBus, topic: str, content: bytes) -> None:
 
 def settings() -> BusSettings:
     return BusSettings(**{name: duration(value) for name, value in FAST.items()})
+
+
+class Plain(SqliteBus):
+    """A bus that can only do what every bus must."""
+
+    abilities = frozenset({"groups", "lag"})
+
+    def subscribe_batch(self, *_: Any, **__: Any) -> Any:
+        raise Unsupported("batches", provider="Plain")
+
+    async def dead_letters(self, *_: Any, **__: Any) -> Any:
+        raise Unsupported("dead letters", provider="Plain")
+        yield
+
+
+class TestPlain(EventBusContract):
+    """The suite asks a provider for what it declares, and for a refusal of all else."""
+
+    @pytest.fixture
+    def make(self) -> Make:
+        def make(project: str = "acme") -> SqliteBus:
+            return Plain("memory:", project=project, settings=settings())
+
+        return make
+
+    async def inject(self, bus, topic, content):
+        await inject(bus, topic, content)
 
 
 class TestSqliteBusInMemory(EventBusContract):

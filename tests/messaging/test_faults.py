@@ -195,7 +195,7 @@ async def test_a_topic_that_is_full_makes_publishers_wait_for_handlers(tmp_path)
     async with bus_in(tmp_path, backlog_size=70_000, retention_size=4096) as bus:
         with pytest.raises(Overloaded, match="nothing was written"):
             while True:
-                await bus.publish(*(Told(who=f"k{n}", text="x" * 1000) for n in range(10)), timeout=0.2)
+                await bus.publish(*(Told(who=f"k{n}", text="x" * 1000) for n in range(10)), timeout=1.0)
         kept = await count(bus)
         assert 40 <= kept <= 70
         # A group that knows nothing yet begins with what is kept, and makes room.
@@ -265,6 +265,42 @@ async def test_the_memory_that_a_slow_group_needs_is_bounded(tmp_path):
         hold.set()
         await until(lambda: len(seen) == 3000)
         assert sorted(seen) == list(range(3000))
+
+
+def levels(statements: list[str], what: str) -> set[str]:
+    """How durable the transactions were in which a statement with these words ran."""
+    found, level = set(), "full"
+    for statement in statements:
+        if statement.startswith("PRAGMA synchronous"):
+            level = statement.rpartition(" ")[2]
+        if what in statement:
+            found.add(level)
+    return found
+
+
+@pytest.mark.parametrize(("choice", "published"), [(None, {"full"}), ("unsafe_at_power_cut", {"normal"})])
+async def test_what_is_published_waits_for_the_disk_unless_told_otherwise(tmp_path, choice, published):
+    statements, seen = [], []
+    async with bus_in(tmp_path, **({} if choice is None else {"synchronous": choice})) as bus:
+
+        async def handle(event: Told) -> None:
+            seen.append(event.number)
+
+        bus.subscribe(Told, handle, group="g")
+        await bus.start()
+        (level,) = await bus._store._database.write(lambda c: c.execute("PRAGMA synchronous").fetchone())
+        assert {level} == ({2} if choice is None else {1})
+        bus._store._database._writer.set_trace_callback(statements.append)
+        for number in range(30):
+            await bus.publish(Told(who="ann", number=number))
+        await until(lambda: len(seen) == 30)
+        await bus.drain()
+        bus._store._database._writer.set_trace_callback(None)
+    if choice is not None:
+        statements.insert(0, "PRAGMA synchronous = normal")
+    assert levels(statements, "INSERT INTO log") == published
+    # A position that is lost costs a second handling and nothing else, so nobody waits for it.
+    assert levels(statements, "UPDATE progress") == {"normal"}
 
 
 async def test_settings_are_checked_with_their_units():

@@ -61,3 +61,23 @@ async def test_sigterm_lets_the_handler_end_commits_and_leaves_with_zero(tmp_pat
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_what_is_given_up_is_told_in_the_log_with_its_place_and_without_secrets(caplog):
+    async def answer(event: Asked) -> None:
+        raise LookupError(f"nobody knows {event.who}, password=hunter2")
+
+    async with SqliteBus("memory:") as bus:
+        bus.subscribe(Asked, answer, group="answers", retries=1)
+        await bus.start()
+        await bus.publish(Asked(who="ann"))
+        async with asyncio.timeout(30):
+            while not caplog.records:  # noqa: ASYNC110 - a log line is no event of ours
+                await asyncio.sleep(0.01)
+        (letter,) = [letter async for letter in bus.dead_letters()]
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert f"group answers of topic test.asked gave up event '{letter.id}' of type 'Asked' at attempt 2" in said
+    assert "LookupError: nobody knows ann, password=***" in said
+    assert f"({__file__}, line {answer.__code__.co_firstlineno + 1})" in said
+    assert "hunter2" not in caplog.text

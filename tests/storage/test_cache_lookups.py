@@ -18,8 +18,8 @@ from kmp_core.errors import DeadlineExceeded, LifecycleError
 from kmp_core.project import Project
 from kmp_core.sqlite import Database
 from kmp_storage.embedded.cache import SqliteCache
-from kmp_storage.embedded.cache_entries import MIGRATIONS, Entries
-from kmp_storage.embedded.cache_lookups import Lookups
+from kmp_storage.embedded.cache.entries import MIGRATIONS, Entries
+from kmp_storage.embedded.cache.lookups import Lookups
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,8 @@ class Store:
         """The key's record; a file that somebody else damaged counts as none."""
         try:
             content = (self.root / "values" / file_name(key)).read_bytes()
-            changes, expires, state = _HEADER.unpack_from(content)
+            header: tuple[int, float, int] = _HEADER.unpack_from(content)
+            changes, expires, state = header
             return Record(changes, expires, _STATES[state], content[_HEADER.size :])
         except (FileNotFoundError, struct.error, IndexError):
             return Record()
@@ -83,7 +84,7 @@ class Store:
             raise
 
     @contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
+    def _alone(self, key: str) -> Generator[None, None, None]:
         # Changes are short, so a few locks serve all keys.
         with (self.root / "stripes" / file_name(key)[:2]).open("ab") as stripe:
             fcntl.flock(stripe, fcntl.LOCK_EX)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +91,7 @@ class DirectoryCache(Provider, Cache):
         self.ensure_open()
         for key in keys:
             check_key(key)
-        found = []
+        found: list[bool] = []
 
         def decide(old: Record) -> Record:
             found.append(old.live(time.time()) and old.state == "value")
@@ -105,8 +105,7 @@ class DirectoryCache(Provider, Cache):
     async def increment(self, key: str, by: int = 1, *, ttl: Timeout = None, timeout: Timeout = None) -> int:
         self.ensure_open()
         check_key(key)
-        if isinstance(by, bool) or not isinstance(by, int):
-            raise InvalidInput("by", f"must be a whole number, not {type(by).__name__}", example="1", key=key)
+        _check_step(by, key)
         seconds = time_to_live(ttl)
 
         def decide(old: Record) -> Record:
@@ -174,7 +173,7 @@ class DirectoryCache(Provider, Cache):
         return self._lock(name, timeout)
 
     @asynccontextmanager
-    async def _lock(self, name: str, timeout: Timeout) -> AsyncIterator[Lease]:
+    async def _lock(self, name: str, timeout: Timeout) -> AsyncGenerator[Lease, None]:
         lock = self._store.lock("locks", name)
         try:
             async with self._call("lock", timeout):
@@ -191,14 +190,14 @@ class DirectoryCache(Provider, Cache):
         return CacheStatistics(self._hits, self._misses, self._loads, used)
 
     @asynccontextmanager
-    async def _call(self, operation: str, timeout: Timeout, default: float = _SECONDS) -> AsyncIterator[None]:
+    async def _call(self, operation: str, timeout: Timeout, default: float = _SECONDS) -> AsyncGenerator[None, None]:
         """What every call has: a span, a deadline, and errors of ours."""
         with self._telemetry.call(operation), _ERRORS.translating():
             async with deadline(within(timeout, default), what=operation, backend="directory"):
                 yield
 
     @asynccontextmanager
-    async def _held(self, kind: Literal["loads", "locks"], name: str) -> AsyncIterator[None]:
+    async def _held(self, kind: Literal["loads", "locks"], name: str) -> AsyncGenerator[None, None]:
         lock = self._store.lock(kind, name)
         try:
             await _take(lock)
@@ -218,6 +217,12 @@ async def _take(lock: KernelLock) -> None:
     while not lock.try_take():
         await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads those who wait
         pause = min(pause * 1.5, 0.1)
+
+
+def _check_step(by: object, key: str) -> None:
+    # An object: callers need not check types, and what is no number must not become one.
+    if isinstance(by, bool) or not isinstance(by, int):
+        raise InvalidInput("by", f"must be a whole number, not {type(by).__name__}", example="1", key=key)
 
 
 def _expires(seconds: float | None) -> float:

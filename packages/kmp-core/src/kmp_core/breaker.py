@@ -15,16 +15,29 @@ the load that it can carry, then give back all of it at once. So they neither op
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 from kmp_core.clock import SYSTEM_CLOCK, Clock
-from kmp_core.deadlines import Timeout, duration
-from kmp_core.errors import BackendError, BreakerOpen, DeadlineExceeded, Overloaded, PoolExhausted
+from kmp_core.deadlines import Timeout, duration, remaining
+from kmp_core.errors import (
+    AccessDenied,
+    BackendError,
+    BreakerOpen,
+    Conflict,
+    Corrupt,
+    DeadlineExceeded,
+    NotFound,
+    Overloaded,
+    PoolExhausted,
+)
 
 __all__ = ["Breaker", "BreakerState"]
+
+_TICK = 0.01  # what the event loop's clock may be ahead of the deadline
 
 BreakerState = Literal["closed", "open", "half-open"]
 
@@ -33,8 +46,9 @@ class Breaker:
     """One per backend and process.
 
     Only what speaks of the backend counts: `Unavailable`, `OutcomeUnknown`, and a deadline that left the backend at
-    least `patience`. An error such as `NotFound` is an answer; a pool of our own that is empty, a caller in a hurry,
-    and a backend that asks to come back later, say nothing.
+    least `patience`. `NotFound`, `Conflict`, `AccessDenied` and `Corrupt` are answers, as good as a success. All else
+    says nothing: an error of the program or of its input, a pool of our own that is empty, a caller in a hurry, and a
+    backend that asks to come back later.
     """
 
     def __init__(
@@ -72,6 +86,12 @@ class Breaker:
         began = self._clock.monotonic()
         try:
             yield
+        except asyncio.CancelledError:
+            # The deadline around the call arrives like this, and is how a backend that is a black hole shows.
+            left = remaining()
+            if left is not None and left < _TICK and self._had_time(began):
+                self._failed(probe)
+            raise
         except Overloaded as error:
             if probe:
                 self._wait(min(error.retry_after, self._longest_pause))
@@ -80,7 +100,7 @@ class Breaker:
             if self._blames_backend(error, began):
                 self._failed(probe)
             raise
-        except Exception:
+        except (NotFound, Conflict, AccessDenied, Corrupt):
             self._succeeded()  # the backend answered, if not as hoped
             raise
         else:
@@ -106,7 +126,10 @@ class Breaker:
     def _blames_backend(self, error: BackendError, began: float) -> bool:
         if isinstance(error, PoolExhausted | BreakerOpen):
             return False
-        return not isinstance(error, DeadlineExceeded) or self._clock.monotonic() - began >= self._patience
+        return not isinstance(error, DeadlineExceeded) or self._had_time(began)
+
+    def _had_time(self, began: float) -> bool:
+        return self._clock.monotonic() - began >= self._patience
 
     def _failed(self, probe: bool) -> None:
         self._failures += 1

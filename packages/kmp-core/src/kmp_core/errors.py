@@ -73,6 +73,18 @@ class KmpError(Exception):
         self.project = project
         self.key = key
 
+    def __reduce__(self) -> tuple[Callable[..., KmpError], tuple[object, ...]]:
+        # As it is, without `__init__`, which takes other arguments in each class: an error that cannot be read again
+        # would end a whole pool of worker processes.
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[KmpError], arguments: tuple[object, ...], facts: dict[str, object]) -> KmpError:
+    error = kind.__new__(kind, *arguments)
+    error.args = arguments  # Python's own OSError, of which some are, leaves them out
+    error.__dict__.update(facts)
+    return error
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:

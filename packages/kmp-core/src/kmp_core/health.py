@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kmp_core.deadlines import Timeout, deadline, duration
+from kmp_core.errors import DeadlineExceeded
 
 __all__ = ["CheckResult", "Health", "HealthApp", "Phase", "Report"]
 
@@ -27,6 +28,8 @@ Check = Callable[[], Awaitable[None]]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_SLACK = 0.1  # so that a check that hears its deadline tells of it itself
+
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -80,6 +83,7 @@ class Health:
     def __init__(self) -> None:
         self.phase: Phase = "starting"
         self._checks: dict[str, _Check] = {}
+        self._deaf: dict[str, asyncio.Task[str | None]] = {}
         self._started = False
 
     def add(self, name: str, check: Check, *, optional: bool = False, timeout: Timeout = "2s") -> None:
@@ -91,6 +95,7 @@ class Health:
         """Forget everything, when a service begins another life."""
         self.phase = "starting"
         self._checks.clear()
+        self._deaf.clear()
         self._started = False
 
     def remove(self, name: str) -> None:
@@ -115,13 +120,30 @@ class Health:
         if not self._serving():
             return Report("failed", self.phase, {})
         names = list(self._checks)
-        results = await asyncio.gather(*(_ask(name, self._checks[name]) for name in names))
+        results = await asyncio.gather(*(self._ask(name, self._checks[name]) for name in names))
         checks = dict(zip(names, results, strict=True))
         failed = [result for result in checks.values() if not result.ok]
         status: Status = "ok" if not failed else "degraded" if all(r.optional for r in failed) else "failed"
         if not self._serving():  # the drain began while the checks ran
             status = "failed"
         return Report(status, self.phase, checks)
+
+    async def _ask(self, name: str, check: _Check) -> CheckResult:
+        began = time.perf_counter()
+        # One that heard neither its deadline nor its cancellation is waited for again, rather than joined by another.
+        task = self._deaf.get(name) or asyncio.create_task(_failure(name, check), name=f"kmp-check-{name}")
+        try:
+            done, _ = await asyncio.wait((task,), timeout=check.seconds + _SLACK)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if done:
+            self._deaf.pop(name, None)
+            error = "CancelledError" if task.cancelled() else task.result()
+        else:
+            self._deaf[name] = task
+            error = DeadlineExceeded.__name__
+        return CheckResult(error is None, check.optional, time.perf_counter() - began, error)
 
     def _serving(self) -> bool:
         return self.phase == "ready"
@@ -132,15 +154,13 @@ class Health:
         return HealthApp(self)
 
 
-async def _ask(name: str, check: _Check) -> CheckResult:
-    began = time.perf_counter()
-    error: str | None = None
+async def _failure(name: str, check: _Check) -> str | None:
     try:
-        async with deadline(check.seconds, what=f"the check of {name}"):
+        async with deadline(check.seconds, what=f"the check of {name}", outcome_unknown=False):
             await check.ask()
     except Exception as failure:  # whatever a check raises is its answer
-        error = type(failure).__name__
-    return CheckResult(error is None, check.optional, time.perf_counter() - began, error)
+        return type(failure).__name__
+    return None
 
 
 class HealthApp:

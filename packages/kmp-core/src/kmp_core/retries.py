@@ -1,7 +1,8 @@
 """Try again where that helps and harms nobody: only idempotent work, with full jitter, within a budget per backend.
 
-    retries = Retries("redis", breaker=Breaker("redis"))
-    value = await retries.call(lambda: client.get(key), idempotent=True)
+    retries = Retries("redis", breaker=Breaker("redis"))              # once, in `_open`
+    async with deadline(timeout, what="get", outcome_unknown=False):   # of the whole, all tries and waits included
+        value = await retries.call(lambda: client.get(key), idempotent=True)
 
 An error of ours says itself whether another try may help (`retryable`). The wait before it is drawn evenly between
 zero and a bound that doubles ("full jitter", AWS Architecture Blog, "Exponential Backoff And Jitter", 2015). The budget
@@ -31,11 +32,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How often and how patiently: at most `attempts` tries, the bound of the wait doubling from `base` up to `cap`."""
+    """How often and how patiently: at most `attempts` tries, the bound of the wait doubling from `base` up to `cap`.
+
+    A backend that asks to come back later than in `patience` is not waited for: the error comes out at once.
+    """
 
     attempts: int = 4
     base: timedelta = timedelta(milliseconds=50)
     cap: timedelta = timedelta(seconds=2)
+    patience: timedelta = timedelta(minutes=2)
 
     def wait(self, failures: int) -> float:
         """Seconds before the next try after so many failures."""
@@ -124,6 +129,8 @@ class Retries:
 
     def _gives_up(self, state: RetryCallState) -> bool:
         left = remaining()
-        if state.attempt_number >= self.policy.attempts or (left is not None and state.upcoming_sleep >= left):
+        if state.attempt_number >= self.policy.attempts or state.upcoming_sleep > self.policy.patience.total_seconds():
+            return True
+        if left is not None and state.upcoming_sleep >= left:
             return True
         return not self.budget.spend()

@@ -7,7 +7,8 @@ import time
 
 __all__ = ["new_id"]
 
-_SPAN = 1 << 47
+_LAST = (1 << 48) - 1
+_now = time.time_ns
 
 
 class _Clock:
@@ -20,11 +21,12 @@ class _Clock:
 
 def new_id() -> str:
     """An identifier that is greater than every earlier one of this process, and shared with no other process."""
-    millisecond = time.time_ns() // 1_000_000
-    if millisecond > _Clock.millisecond or _Clock.counter >= 2 * _SPAN - 1:
-        _begin(max(millisecond, _Clock.millisecond + 1))
-    _Clock.counter += 1
-    return f"{_Clock.prefix}{_Clock.counter:012x}"
+    clock = _Clock
+    millisecond = _now() // 1_000_000
+    if millisecond > clock.millisecond or clock.counter >= _LAST:
+        _begin(max(millisecond, clock.millisecond + 1))
+    clock.counter = counter = clock.counter + 1
+    return "%s%012x" % (clock.prefix, counter)  # noqa: UP031 - half the time of any other way, once for each event
 
 
 def _begin(millisecond: int) -> None:

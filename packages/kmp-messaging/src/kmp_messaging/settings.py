@@ -64,5 +64,6 @@ class BusSettings(Settings, prefix="messaging.bus"):
     retention_size: ByteSize = Field(default=ByteSize(64 * 1024**2), ge=4096)
     """Bytes of such events that a topic keeps; what no group has asked for yet is bounded by `backlog_size` alone."""
 
-    synchronous: Literal["full", "normal"] = "normal"
-    """Both survive a killed process. `full` survives a power cut too; `normal` may then lose the last moments."""
+    synchronous: Literal["full", "unsafe_at_power_cut"] = "full"
+    """`full`: what was published survives a power cut. The other survives a killed process only, and may lose the last
+    moments in a power cut; it spares publishers the wait for the disk."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from kmp_core.deadlines import deadline, remaining
 from kmp_core.errors import BackendError
-from kmp_storage.embedded.cache_file import Pauses
-from kmp_storage.embedded.cache_flights import Flights, Landed
+from kmp_storage.embedded.cache.file import Pauses
+from kmp_storage.embedded.cache.flights import Flights, Landed
 from kmp_storage.redis_connections import Connections
 from kmp_storage.redis_entries import NOTHING, Found, Keys, decode, encode
 from kmp_storage.redis_errors import is_outage

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from kmp_core.deadlines import deadline
 from kmp_core.errors import Conflict
 from kmp_core.telemetry import Telemetry
-from kmp_storage.embedded.cache_file import Pauses
+from kmp_storage.embedded.cache.file import Pauses
 from kmp_storage.redis_connections import Connections
 from kmp_storage.redis_entries import Keys
 from kmp_storage.redis_leases import Leases

@@ -33,9 +33,9 @@ with extra("asyncpg", install="kmp-storage[timescale]"):
 from kmp_storage import timescale_queries as queries
 from kmp_storage import timescale_schema as schema
 from kmp_storage.embedded.files import whole_number
-from kmp_storage.embedded.timeseries_buckets import every_of, zone_of
-from kmp_storage.embedded.timeseries_queries import pairs_of
-from kmp_storage.embedded.timeseries_schema import Series, check, declared_fields
+from kmp_storage.embedded.timeseries.buckets import every_of, zone_of
+from kmp_storage.embedded.timeseries.queries import pairs_of
+from kmp_storage.embedded.timeseries.schema import Series, check, declared_fields
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import Aggregation, TimeSeriesStore
 from kmp_storage.timescale_codec import TimescaleCodec, timescale_codec_of

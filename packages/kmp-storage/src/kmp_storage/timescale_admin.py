@@ -28,7 +28,7 @@ from kmp_core.settings.url import ConnectionUrl
 with extra("asyncpg", install="kmp-storage[timescale]"):
     from kmp_core.postgres import Address, Connection, Password, PoolOptions, PostgresPool
 
-from kmp_storage.embedded.timeseries_schema import quoted
+from kmp_storage.embedded.timeseries.schema import quoted
 
 __all__ = ["Access", "Placement", "Quota", "TimescaleAdmin"]
 

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from kmp_core.errors import InvalidInput
 from kmp_storage.embedded.columns import ENCODERS, Encoder, encode_column, encode_value
-from kmp_storage.embedded.timeseries_codec import Codec
+from kmp_storage.embedded.timeseries.codec import Codec
 from kmp_storage.fields import FieldType
 from kmp_storage.models import Measurement
 

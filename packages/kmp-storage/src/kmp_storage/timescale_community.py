@@ -9,8 +9,8 @@ from typing import Any
 
 from kmp_core.errors import InvalidInput, Unsupported
 from kmp_core.postgres import Connection
-from kmp_storage.embedded.timeseries_buckets import Every
-from kmp_storage.embedded.timeseries_schema import quoted
+from kmp_storage.embedded.timeseries.buckets import Every
+from kmp_storage.embedded.timeseries.schema import quoted
 from kmp_storage.timescale_codec import TimescaleCodec
 from kmp_storage.timescale_schema import Place
 

@@ -14,8 +14,8 @@ from zoneinfo import ZoneInfo
 from kmp_core.errors import InvalidInput
 from kmp_core.postgres import Connection
 from kmp_storage.embedded.columns import from_microseconds, microseconds
-from kmp_storage.embedded.timeseries_buckets import LONGEST_SPLIT, Every, Segment, begin_of, segments
-from kmp_storage.embedded.timeseries_schema import Series, quoted
+from kmp_storage.embedded.timeseries.buckets import LONGEST_SPLIT, Every, Segment, begin_of, segments
+from kmp_storage.embedded.timeseries.schema import Series, quoted
 from kmp_storage.timescale_codec import TimescaleCodec, parameter
 from kmp_storage.timescale_schema import Place
 from kmp_storage.values import Row

@@ -9,7 +9,7 @@ from typing import Any
 from kmp_core.deadlines import Timeout
 from kmp_core.errors import Conflict
 from kmp_core.postgres import Connection, Progress
-from kmp_storage.embedded.timeseries_schema import quoted
+from kmp_storage.embedded.timeseries.schema import quoted
 from kmp_storage.timescale_codec import TimescaleCodec
 from kmp_storage.timescale_schema import Place
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kmp_core.errors import InvalidInput
-from kmp_storage.embedded.timeseries_codec import Codec
+from kmp_storage.embedded.timeseries.codec import Codec
 from kmp_storage.models import Measurement
 
 __all__ = ["class_of", "runs", "tags_of"]

@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Any
 
 from kmp_core.errors import AccessDenied, BackendError, ConfigurationError, Corrupt, InvalidInput, KmpError
-from kmp_core.service.signals import EXIT_TEMPORARY, end_process
+from kmp_core.service.signals import EXIT_TEMPORARY, end_by, end_process
 
 __all__ = ["exit_code", "run"]
 
@@ -65,7 +65,11 @@ def _run(main: Callable[[], Coroutine[Any, Any, object]]) -> int:
 
 def _outcome(runner: asyncio.Runner, main: Callable[[], Coroutine[Any, Any, object]]) -> int:
     termination = _Termination()
+    handed: object = main  # a call may hand over what no type checker has seen
     try:
+        if isinstance(handed, Coroutine):
+            handed.close()
+            raise InvalidInput("main", "must be the function itself, not called", example="run(main)")
         runner.run(termination.around(main))
     except KeyboardInterrupt:
         return _SIGINT
@@ -92,7 +96,11 @@ class _Termination:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
+        pid = os.getpid()
+
         def terminate(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != pid:
+                end_by(number)
             if self.received:
                 end_process(128 + number, "SIGTERM came again: ending at once")
             self.received = True
@@ -149,7 +157,8 @@ def _code(error: BaseException) -> int:
 
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and not isinstance(error, KmpError):
-        return error.strerror or os.strerror(error.errno or 0)
+        text = error.strerror or os.strerror(error.errno or 0)
+        return f"{text}; for example another port, or 0 for a free one" if error.errno == errno.EADDRINUSE else text
     return str(error)
 
 

@@ -8,6 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from kmp_core import plugins
 from kmp_core.capability import CapabilitySpec, declared
 from kmp_core.deadlines import Duration
@@ -53,7 +55,7 @@ class ServiceSettings(Settings, prefix=""):
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
     """The least severe log lines that are written."""
 
-    log_quiet: tuple[str, ...] = QUIET
+    log_quiet: tuple[str, ...] = Field(QUIET, examples=["httpcore,httpx"])
     """Loggers that write warnings and worse only, whatever `log_level` is. `[]` lets all of them speak."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-__all__ = ["EXIT_TEMPORARY", "Signals", "end_process"]
+__all__ = ["EXIT_TEMPORARY", "Signals", "end_by", "end_process"]
 
 EXIT_TEMPORARY = 75
 """`EX_TEMPFAIL` of sysexits.h: not all was finished, and starting again will help."""
@@ -30,6 +30,7 @@ class Signals:
     def __init__(self, on_first: Callable[[], None], *, seconds: float) -> None:
         self._on_first = on_first
         self._seconds = seconds
+        self._pid = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
         self._received: signal.Signals | None = None
         self._watchdog: _Watchdog | None = None
@@ -52,6 +53,9 @@ class Signals:
         self._watchdog = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            end_by(number)
+            return
         received = signal.Signals(number)
         if self._received is not None:
             end_process(128 + number, f"{received.name} came again: ending at once")
@@ -89,6 +93,14 @@ class _Watchdog:
         ready, _, _ = select.select([self._read], [], [], self._seconds)
         if not ready:
             end_process(EXIT_TEMPORARY, f"leaving took longer than {self._seconds:.3g} s: ending now")
+
+
+def end_by(number: int) -> None:
+    """Let a signal do what it does to a process without a handler: a forked child has the handlers of its parent, and
+    must neither outlive the signal nor tell the parent of it through what they share.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 def end_process(code: int, message: str) -> None:

@@ -76,6 +76,7 @@ class Database:
         self._owner = Owner(project, capability)
         self._migrations = tuple(migrations)
         self._synchronous: Synchronous = synchronous
+        self._writes: Synchronous = synchronous
         self._threads: _Threads | None = None
         self._writer: sqlite3.Connection | None = None
         self._connections: set[sqlite3.Connection] = set()
@@ -113,13 +114,15 @@ class Database:
         finally:
             threads.shutdown()
 
-    async def write(self, work: Work[T], *, timeout: Timeout = None) -> T:
+    async def write(self, work: Work[T], *, timeout: Timeout = None, may_be_lost_at_power_cut: bool = False) -> T:
         """Run `work` in one transaction and return what it returns, once that is committed.
 
         Raises `DeadlineExceeded` when the time is over, and then nothing was written. Work that was committed in the
-        very moment its time ended counts as done.
+        very moment its time ended counts as done. What may be lost at a power cut, because it can be done again, does
+        not wait for the disk; it is lost never without what was committed after it.
         """
-        return await self._jobs.run(self._open_threads().write, self._writing(work), within(timeout))
+        body = self._writing(work, "normal" if may_be_lost_at_power_cut else self._synchronous)
+        return await self._jobs.run(self._open_threads().write, body, within(timeout))
 
     async def read(self, work: Work[T], *, timeout: Timeout = None) -> T:
         """Run `work` on one consistent snapshot, beside writers."""
@@ -189,11 +192,18 @@ class Database:
         threads = self._open_threads()
         return threads.read or threads.write
 
-    def _writing(self, work: Work[T]) -> Callable[[Job], T]:
+    def _writing(self, work: Work[T], synchronous: Synchronous | None = None) -> Callable[[Job], T]:
         writer = self._writer
         if writer is None:
             raise LifecycleError("the database is not open")
-        return self._translated(lambda job: self._transaction(writer, work, job, "write"))
+
+        def body(job: Job) -> T:
+            if synchronous is not None and synchronous != self._writes:
+                writer.execute(f"PRAGMA synchronous = {synchronous}")  # has no effect inside a transaction
+                self._writes = synchronous
+            return self._transaction(writer, work, job, "write")
+
+        return self._translated(body)
 
     def _translated(self, body: Callable[[Job], T]) -> Callable[[Job], T]:
         """The body, with SQLite's errors coming out as ours."""

@@ -45,11 +45,11 @@ class SqliteBus(Provider, EventBus):
     `metadata_of(event).id`, which is the same at every delivery. Events that have the same key are handled in the
     order of publication; others in any.
 
-    What was published survives a killed process. A power cut may take the last moments, unless the setting
-    `synchronous` is `full`.
+    What was published survives a killed process and a power cut, unless the setting `synchronous` says otherwise. A
+    power cut may take the last moments of what groups have committed: then these events are handled again.
     """
 
-    abilities = frozenset({"batches", "dead_letters", "groups", "lag", "shared"})
+    abilities = frozenset({"batches", "dead_letters", "durable", "groups", "lag", "shared"})
     embedded = True
 
     def __init__(
@@ -66,11 +66,11 @@ class SqliteBus(Provider, EventBus):
         directory = Path(".kmp") / self.project if directory is None else directory
         path = database_path(directory, url, "bus")
         if path is None:
-            self.abilities -= {"shared"}
+            self.abilities -= {"durable", "shared"}
         self._store = Store(
             path,
             project=self.project,
-            synchronous=self.settings.synchronous,
+            synchronous="full" if self.settings.synchronous == "full" else "normal",
             partitions=self.settings.partitions,
         )
         source = f"/ns/{self.project}/sa/{ServiceName(service)}"

@@ -6,6 +6,7 @@ Nothing is given up because the store fails: then the event waits where it is, a
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from kmp_messaging.settings import BusSettings
 
 __all__ = ["Failures", "jitter"]
 
+_LOGGER = logging.getLogger(__name__)
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
 
@@ -102,7 +104,7 @@ class Failures:
         return False
 
     async def bury(self, raw: Raw, error: BaseException, envelope: Mapping[str, Any], attempts: int) -> bool:
-        """Store the dead letter of an event, however long that takes; False where the slot is lost."""
+        """Store the dead letter of an event, however long that takes, and say so; False where the slot is lost."""
         partition, position, content = raw
         letter = Burial(
             slot=partition.slot,
@@ -120,4 +122,19 @@ class Failures:
             source=envelope.get("source"),
             traceparent=envelope.get("traceparent"),
         )
-        return await self._insist(partition, lambda c: bury(c, self._group, letter))
+        buried = await self._insist(partition, lambda c: bury(c, self._group, letter))
+        if buried:
+            _LOGGER.warning(
+                "bus: group %s of topic %s gave up event %r of type %r at attempt %d: %s: %s%s",
+                *(self._name, self._topic, letter.event, letter.type, attempts, letter.cause, letter.detail),
+                _place(error),
+            )
+        return buried
+
+
+def _place(error: BaseException) -> str:
+    """Where in the handler: a traceback would hold what redaction has taken out."""
+    step = error.__traceback__
+    while step is not None and step.tb_frame.f_globals.get("__name__", "").startswith("kmp_messaging."):
+        step = step.tb_next
+    return "" if step is None else f" ({step.tb_frame.f_code.co_filename}, line {step.tb_lineno})"

@@ -62,9 +62,9 @@ def note_death(connection: sqlite3.Connection, group: int, attempt: Attempt) -> 
 def _remember(connection: sqlite3.Connection, table: str, group: int, attempts: list[Attempt]) -> bool:
     # One statement for a whole batch: five hundred would cost milliseconds.
     rows = json.dumps([(a.slot, a.position, a.count, a.generation) for a in attempts])
-    statement = (  # noqa: S608 - a table of ours
-        f"INSERT INTO {table} SELECT ?1, j.value ->> 0, j.value ->> 1, j.value ->> 2 FROM json_each(?2) AS j"
-        " CROSS JOIN progress AS p ON p.consumer_group = ?1 AND p.slot = j.value ->> 0"
+    statement = (
+        f"INSERT INTO {table} SELECT ?1, j.value ->> 0, j.value ->> 1, j.value ->> 2"  # noqa: S608 - one of ours
+        " FROM json_each(?2) AS j CROSS JOIN progress AS p ON p.consumer_group = ?1 AND p.slot = j.value ->> 0"
         " AND p.generation = j.value ->> 3 WHERE true ON CONFLICT DO UPDATE SET count = excluded.count"
     )
     return connection.execute(statement, (group, rows)).rowcount == len(attempts)

@@ -161,7 +161,7 @@ class Publisher:
 
     async def _write(self, batch: _Batch, ends: float | None) -> None:
         left = None if ends is None else max(0.0, ends - time.monotonic())
-        await self._store.write(lambda connection: self._append(connection, batch), timeout=left)
+        await self._store.keep(lambda connection: self._append(connection, batch), timeout=left)
         self._wake(batch.topics)
 
     def _append(self, connection: sqlite3.Connection, batch: _Batch) -> None:

@@ -47,7 +47,16 @@ class Store:
         await self._database.close()
 
     async def write(self, work: Work[T], *, timeout: Timeout = None) -> T:
-        """Run `work` in one transaction. On `DeadlineExceeded` nothing was written."""
+        """Run `work` in one transaction. On `DeadlineExceeded` nothing was written.
+
+        It may be lost at a power cut, together with all that was written later: then events are handled again.
+        """
+        if self.path is not None:
+            return await self._database.write(work, timeout=timeout, may_be_lost_at_power_cut=True)
+        return await self._at_once(work, timeout)
+
+    async def keep(self, work: Work[T], *, timeout: Timeout = None) -> T:
+        """Run `work` in one transaction that is on the disk when this returns, as is all that was written before."""
         if self.path is not None:
             return await self._database.write(work, timeout=timeout)
         return await self._at_once(work, timeout)

@@ -16,16 +16,12 @@ from kmp_core.errors import DeadlineExceeded, InvalidInput, Unsupported
 from kmp_core.testing import Make, ProviderContract
 from kmp_messaging.envelope import metadata_of
 from kmp_messaging.models import Event
-from kmp_messaging.testing.samples import Noted, caught_up, until
+from kmp_messaging.testing.samples import Noted, caught_up, letters_of, until
 from kmp_messaging.values import DeadLetter
 
 __all__ = ["EventBusContract"]
 
 _TRACE, _SPAN = 0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331
-
-
-async def _letters(bus: Any, group: str | None = None) -> list[DeadLetter]:
-    return [letter async for letter in bus.dead_letters(group=group)]
 
 
 class EventBusContract(ProviderContract):
@@ -185,8 +181,8 @@ class EventBusContract(ProviderContract):
             sent = Noted(who="ann", number=1)
             await bus.publish(sent, Noted(who="ann", number=2))
             await until(lambda: after == [2])
-            (letter,) = await _letters(bus, "g")
-            assert await _letters(bus, "another") == []
+            (letter,) = await letters_of(bus, "g")
+            assert await letters_of(bus, "another") == []
         assert tries == [1, 2, 3]
         assert (letter.cause, letter.attempts, letter.key) == ("ValueError", 3, "ann")
         assert letter.id == metadata_of(sent).id
@@ -194,6 +190,15 @@ class EventBusContract(ProviderContract):
         assert letter.topic in letter.origin
         assert "hunter2" not in letter.detail
         assert json.loads(letter.content)["data"]["number"] == 1
+
+    async def test_dead_letters_that_are_not_declared_are_refused(self, make: Make) -> None:
+        async with make() as bus:
+            if "dead_letters" in bus.abilities:
+                assert await letters_of(bus) == []
+                return
+            with pytest.raises(Unsupported):
+                async for _ in bus.dead_letters():
+                    raise AssertionError
 
     async def test_a_key_that_is_retried_holds_up_no_other(self, make: Make) -> None:
         seen: list[str] = []
@@ -268,7 +273,7 @@ class EventBusContract(ProviderContract):
             await until(lambda: seen == [1, 2])
             letters: list[DeadLetter] = []
             while not letters:
-                letters = await _letters(bus, "g")
+                letters = await letters_of(bus, "g")
             await bus.drain()
             assert (await bus.lag(Noted, group="g")).events == 0
         assert [letter.content for letter in letters] == [content]
@@ -353,7 +358,7 @@ class EventBusContract(ProviderContract):
             await until(lambda: len(done) == 99)
             letters: list[DeadLetter] = []
             while not letters:
-                letters = await _letters(bus, "g")
+                letters = await letters_of(bus, "g")
             await bus.drain()
             assert (await bus.lag(Noted, group="g")).events == 0
         assert sorted(done) == [n for n in range(100) if n != 37]

@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kmp_messaging.models import Event
+import pytest
 
-__all__ = ["Noted", "caught_up", "until"]
+from kmp_messaging.models import Event
+from kmp_messaging.values import DeadLetter
+
+__all__ = ["Noted", "caught_up", "letters_of", "until"]
 
 
 class Noted(Event, topic="contract.noted", key="who"):
@@ -33,3 +36,10 @@ async def caught_up(bus: Any, group: str, *, within: float = 20.0) -> None:
     while (lag := await bus.lag(Noted, group=group)).events:
         assert time.monotonic() < ends, f"the group {group} is still behind by {lag.events} events"
         await asyncio.sleep(0.005)
+
+
+async def letters_of(bus: Any, group: str | None = None) -> list[DeadLetter]:
+    """The dead letters; skips the test where the provider keeps none."""
+    if "dead_letters" not in bus.abilities:
+        pytest.skip("the provider declares no dead letters")
+    return [letter async for letter in bus.dead_letters(group=group)]

@@ -12,7 +12,7 @@ import pytest
 from kmp_core.testing import Make
 from kmp_messaging.testing.contract import EventBusContract
 from kmp_messaging.testing.processes import Effect, Remote, Worker
-from kmp_messaging.testing.samples import Noted, caught_up, until
+from kmp_messaging.testing.samples import Noted, caught_up, letters_of, until
 from kmp_messaging.values import DeadLetter
 
 __all__ = ["SharedEventBusContract"]
@@ -77,7 +77,7 @@ class SharedEventBusContract(EventBusContract):
             async with Worker(remote, effects):
                 await until(lambda: len({effect.number for effect in _done(effects)}) == 200)
             assert begun <= {effect.number for effect in _done(effects)}
-            assert [letter async for letter in bus.dead_letters()] == []
+            assert await letters_of(bus) == []
 
     async def test_a_process_killed_again_and_again_loses_nothing(
         self, make: Make, remote: Remote, effects: Path
@@ -104,7 +104,7 @@ class SharedEventBusContract(EventBusContract):
             async with Worker(remote, effects, mode="fail", retries=5):
                 letters: list[DeadLetter] = []
                 while not letters:
-                    letters = [letter async for letter in bus.dead_letters(group="g")]
+                    letters = await letters_of(bus, "g")
                     await asyncio.sleep(0.01)
         attempts = [effect.attempt for effect in _begun(effects)]
         # At the moment of the kill one attempt may have been begun and not counted.
@@ -124,7 +124,7 @@ class SharedEventBusContract(EventBusContract):
                 async with Worker(remote, effects, mode="die", retries=2) as worker:
                     ended = asyncio.ensure_future(worker.wait(60))
                     while not ended.done() and not letters:
-                        letters = [letter async for letter in bus.dead_letters(group="g")]
+                        letters = await letters_of(bus, "g")
                         await asyncio.sleep(0.01)
                     if letters:
                         await until(lambda: len({effect.number for effect in _done(effects)}) == 39)
@@ -155,7 +155,7 @@ class SharedEventBusContract(EventBusContract):
                 await caught_up(bus, "g")
             again = [e for e in _begun(effects)[before:] if e.number < 400]
             assert again == [], "the stalled member began events that its successor had handled"
-            assert [letter async for letter in bus.dead_letters()] == []
+            assert await letters_of(bus) == []
 
 
 def _begun(path: Path) -> list[Effect]:

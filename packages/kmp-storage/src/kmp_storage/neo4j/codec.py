@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from kmp_core.errors import Corrupt, InvalidInput
 from kmp_core.plugins import extra
 from kmp_storage.embedded.columns import ENCODERS, encode_value, kept_kind
-from kmp_storage.embedded.graph_codec import check_key
+from kmp_storage.embedded.graph.codec import check_key
 from kmp_storage.fields import MAX_INTEGER, MIN_INTEGER, FieldType
 from kmp_storage.models import Edge, Node, edge_fields, node_fields
 

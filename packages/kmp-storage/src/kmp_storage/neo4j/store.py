@@ -20,7 +20,7 @@ from kmp_core.resource import Provider
 from kmp_core.secrets import Secret, SecretStore
 from kmp_core.telemetry import Telemetry
 from kmp_storage.embedded.files import whole_number
-from kmp_storage.embedded.graph_codec import check_key
+from kmp_storage.embedded.graph.codec import check_key
 from kmp_storage.models import Edge, Node
 from kmp_storage.neo4j import statements
 from kmp_storage.neo4j.address import Neo4jAddress, Password

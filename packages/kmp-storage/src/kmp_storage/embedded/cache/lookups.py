@@ -15,7 +15,7 @@ from typing import Any
 
 from kmp_core.errors import DeadlineExceeded
 from kmp_core.sqlite import Database
-from kmp_storage.embedded.cache_entries import Entries, Found
+from kmp_storage.embedded.cache.entries import Entries, Found
 
 __all__ = ["Lookups"]
 

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import sqlite3
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, bounded, deadline, within
-from kmp_core.errors import ConfigurationError, Corrupt, Fault, InvalidInput, KmpError, NotFound, Unsupported
+from kmp_core.errors import ConfigurationError, Corrupt, Fault, InvalidInput, NotFound, Unsupported
 from kmp_core.project import Project
 from kmp_core.resource import Provider
 from kmp_core.sqlite import Database, local_path
 from kmp_core.telemetry import Telemetry
-from kmp_storage.embedded import bucket_index as index
-from kmp_storage.embedded.bucket_blobs import Blobs, Content, Upload
-from kmp_storage.embedded.bucket_files import FileBlobs
-from kmp_storage.embedded.bucket_index import Condition
-from kmp_storage.embedded.bucket_keys import check_content_type, check_key, check_metadata, check_prefix
-from kmp_storage.embedded.bucket_memory import MemoryBlobs
-from kmp_storage.embedded.bucket_settings import BucketSettings
-from kmp_storage.embedded.bucket_streams import PIECE_BYTES, apart, check_chunk, check_count, chunks_of, closing
-from kmp_storage.embedded.bucket_threads import Threads
+from kmp_storage.embedded.bucket import index
+from kmp_storage.embedded.bucket.blobs import Blobs, Content
+from kmp_storage.embedded.bucket.files import FileBlobs
+from kmp_storage.embedded.bucket.index import Condition
+from kmp_storage.embedded.bucket.keys import check_content_type, check_key, check_metadata, check_prefix
+from kmp_storage.embedded.bucket.memory import MemoryBlobs
+from kmp_storage.embedded.bucket.settings import BucketSettings
+from kmp_storage.embedded.bucket.streams import PIECE_BYTES, apart, check_count, chunks_of
+from kmp_storage.embedded.bucket.threads import Threads
+from kmp_storage.embedded.bucket.writes import Description, Writes
 from kmp_storage.protocols import Bucket
 from kmp_storage.values import BucketEntry
 
@@ -40,16 +37,6 @@ T = TypeVar("T")
 _PAGE = 500
 _EVERYTHING = sys.maxsize
 _LARGEST_CHUNK = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Description:
-    """What a put says about its content."""
-
-    key: str
-    content_type: str | None
-    metadata: Mapping[str, str]
-    condition: Condition
 
 
 class FileBucket(Provider, Bucket):
@@ -76,7 +63,6 @@ class FileBucket(Provider, Bucket):
         self._blobs: Blobs = MemoryBlobs(self.settings.max_memory_bytes) if root is None else FileBlobs(root)
         path = None if root is None else root / "index.db"
         self._database = Database(path, project=self.project, capability="storage.bucket", migrations=index.MIGRATIONS)
-        self._removed: set[str] = set()
         if path is None:
             self.abilities -= {"durable", "shared"}
 
@@ -87,10 +73,11 @@ class FileBucket(Provider, Bucket):
 
     async def _open(self) -> None:
         self._threads = Threads(self.settings.threads)
+        self._writes = Writes(self._database, self._blobs, self._threads, self.settings.max_object_bytes)
         self._telemetry = Telemetry("db", "file", project=self.project, scope="kmp_storage")
         await self._threads.run(self._blobs.open)
         await self._database.open()
-        await self._threads.regardless(self._sweep())
+        await self._threads.regardless(self._writes.sweep())
 
     async def _close(self) -> None:
         await self._threads.close()
@@ -117,13 +104,13 @@ class FileBucket(Provider, Bucket):
         check_content_type(content_type)
         if if_absent and if_match is not None:
             raise InvalidInput("if_match", "contradicts if_absent", example="if_match=entry.etag", key=key)
-        description = _Description(key, content_type, check_metadata(metadata), Condition(if_absent, if_match))
+        description = Description(key, content_type, check_metadata(metadata), Condition(if_absent, if_match))
         seconds = within(timeout, self.settings.timeout)
         with self._telemetry.call("put"):
             chunks = chunks_of(content, key)
             # A content that is here already is one call with one deadline; of a stream, each step has it.
             async with deadline(seconds if isinstance(content, bytes) else None, what="putting", backend="file"):
-                return await self._put(description, chunks, seconds)
+                return await self._writes.put(description, chunks, seconds)
 
     async def get(self, key: str, *, timeout: Timeout = None) -> bytes:
         self.ensure_open()
@@ -162,10 +149,10 @@ class FileBucket(Provider, Bucket):
         seconds = within(timeout, self.settings.timeout)
         with self._telemetry.call("delete"):
             try:
-                content = await self._change(partial(index.delete, key=key), seconds)
+                content = await self._writes.change(partial(index.delete, key=key), seconds)
             finally:
                 # Also after a failure: the delete may have been committed in the very moment of a cancellation.
-                await self._threads.regardless(self._collect())
+                await self._threads.regardless(self._writes.collect())
         return content is not None
 
     async def copy(self, source: str, target: str, *, timeout: Timeout = None) -> BucketEntry:
@@ -175,9 +162,10 @@ class FileBucket(Provider, Bucket):
         seconds = within(timeout, self.settings.timeout)
         with self._telemetry.call("copy"):
             entry, content = await self._find(source)
-            description = _Description(target, entry.content_type, entry.metadata, Condition())
+            description = Description(target, entry.content_type, entry.metadata, Condition())
             try:
-                return await self._put(description, self._contents(entry, content, PIECE_BYTES, seconds), seconds)
+                pieces = self._contents(entry, content, PIECE_BYTES, seconds)
+                return await self._writes.put(description, pieces, seconds)
             finally:
                 self._threads.later(content.close)
 
@@ -186,90 +174,6 @@ class FileBucket(Provider, Bucket):
         check_key(key)
         instead = "serve the object from an endpoint of your own with stream(), or use a bucket of an object store"
         raise Unsupported("sign", provider="FileBucket", instead=instead)
-
-    # Writing
-
-    async def _put(self, description: _Description, chunks: AsyncIterator[bytes], seconds: float | None) -> BucketEntry:
-        """Receive into a content that nothing names yet, then name it; `seconds` bounds each step."""
-        key, condition = description.key, description.condition
-        async with closing(chunks):
-            # Asked again in the transaction that counts; a put that cannot succeed need not send its content.
-            await self._database.read(lambda connection: condition.check(connection, key), timeout=seconds)
-            upload = await self._threads.obtain(self._blobs.begin, lambda made: made.discard())
-            try:
-                size, checksum = await self._receive(description.key, upload, chunks, seconds)
-                await bounded(self._threads.run(upload.seal), seconds, what="syncing the content", backend="file")
-                entry = BucketEntry(
-                    key, size, upload.name, datetime.now(UTC), description.content_type, checksum, description.metadata
-                )
-                replaced = await self._change(
-                    partial(index.commit, entry=entry, upload=upload, condition=condition), seconds
-                )
-            except BaseException:
-                await self._threads.regardless(self._clean_up(upload))
-                raise
-        await self._threads.regardless(self._settle(upload, replaced))
-        return entry
-
-    async def _receive(
-        self, key: str, upload: Upload, chunks: AsyncIterator[bytes], seconds: float | None
-    ) -> tuple[int, str]:
-        digest, size = hashlib.sha256(), 0
-
-        def store(chunk: bytes) -> None:
-            digest.update(chunk)
-            upload.write(chunk)
-
-        while True:
-            async with deadline(seconds, what=f"receiving {key!r}", backend="file"):
-                try:
-                    chunk = await anext(chunks)
-                except StopAsyncIteration:
-                    return size, digest.hexdigest()
-                check_chunk(chunk, key)
-                size += len(chunk)
-                if size > self.settings.max_object_bytes:
-                    problem = f"is more than the {self.settings.max_object_bytes} bytes that one object may have"
-                    raise InvalidInput("content", problem, example="KMP_STORAGE_BUCKET_MAX_OBJECT_BYTES", key=key)
-                await self._threads.run(store, chunk)
-
-    async def _change(self, work: Callable[[sqlite3.Connection], T], seconds: float | None) -> T:
-        """One transaction, which also forgets the contents that were removed since the last one."""
-        removed = tuple(self._removed)
-
-        def change(connection: sqlite3.Connection) -> T:
-            index.forget(connection, removed)
-            return work(connection)
-
-        result = await self._database.write(change, timeout=seconds)
-        self._removed.difference_update(removed)
-        return result
-
-    async def _clean_up(self, upload: Upload) -> None:
-        """The put failed; whether its content was named in the very moment of a cancellation, the index knows."""
-        with contextlib.suppress(KmpError):
-            named = await self._database.read(lambda connection: index.names(connection, upload.name))
-            await self._threads.run(upload.settle if named else upload.discard)
-        await self._collect()
-
-    async def _settle(self, upload: Upload, replaced: str | None) -> None:
-        # The object is stored by now. What cannot be moved is read where it is, and moved by the next to open.
-        with contextlib.suppress(KmpError):
-            await self._threads.run(upload.settle)
-        if replaced is not None:
-            await self._remove(replaced)
-
-    async def _remove(self, content: str) -> None:
-        with contextlib.suppress(KmpError):  # it stays listed as garbage
-            await self._threads.run(self._blobs.remove, content)
-            self._removed.add(content)
-
-    async def _collect(self) -> None:
-        """Remove contents that no object has any more."""
-        with contextlib.suppress(KmpError):
-            for name in await self._database.read(index.garbage):
-                if name not in self._removed:
-                    await self._remove(name)
 
     # Reading
 
@@ -340,19 +244,6 @@ class FileBucket(Provider, Bucket):
                 if len(page) < count:
                     return
                 after, limit = page[-1].key, limit - count
-
-    # What killed processes left
-
-    async def _sweep(self) -> None:
-        """Remove what nothing names; a content that a living process still writes is locked, and left alone."""
-        await self._collect()
-        uploads = self._blobs.abandoned()
-
-        def following() -> Upload | None:
-            return next(uploads, None)
-
-        while upload := await self._threads.run(following):
-            await self._clean_up(upload)
 
 
 def _root(url: str, directory: Path) -> Path | None:

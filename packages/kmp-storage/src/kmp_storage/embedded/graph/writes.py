@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from kmp_core.errors import InvalidInput
-from kmp_storage.embedded.graph_codec import EdgeCodec, NodeCodec, edge_codec, node_codec
+from kmp_storage.embedded.graph.codec import EdgeCodec, NodeCodec, edge_codec, node_codec
 from kmp_storage.models import Edge, Node
 
 __all__ = ["MIGRATIONS", "Change", "EdgeChange", "NodeChange", "changes_of", "delete_node", "merge"]
@@ -59,7 +59,7 @@ Change = NodeChange | EdgeChange
 _Identity = tuple[str, str]
 _Edge = tuple[int, str, int]
 _Ids = dict[_Identity, int]
-K = TypeVar("K", _Identity, _Edge)
+K = TypeVar("K")
 
 
 def changes_of(items: Sequence[Node | Edge], first_row: int = 0) -> list[Change]:

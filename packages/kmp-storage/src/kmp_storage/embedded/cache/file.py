@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from kmp_core.deadlines import Timeout, within
 from kmp_core.errors import KmpError
 from kmp_core.sqlite import Database
-from kmp_storage.embedded import cache_leases as leases
-from kmp_storage.embedded.cache_entries import Entries, Found
-from kmp_storage.embedded.cache_lookups import Lookups
-from kmp_storage.embedded.cache_settings import CacheSettings
+from kmp_storage.embedded.cache import leases
+from kmp_storage.embedded.cache.entries import Entries, Found
+from kmp_storage.embedded.cache.lookups import Lookups
+from kmp_storage.embedded.cache.settings import CacheSettings
 
 __all__ = ["CacheFile", "Pauses"]
 

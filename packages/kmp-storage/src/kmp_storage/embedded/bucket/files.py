@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kmp_core.errors import Corrupt, ErrorTable, KmpError, PermissionDenied, Unavailable
 from kmp_core.sqlite import make_private_directory
-from kmp_storage.embedded.bucket_blobs import Content, Upload
+from kmp_storage.embedded.bucket.blobs import Content, Upload
 
 __all__ = ["FileBlobs"]
 

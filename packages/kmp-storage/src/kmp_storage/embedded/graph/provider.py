@@ -19,10 +19,10 @@ from kmp_core.resource import Provider
 from kmp_core.sqlite import Database
 from kmp_core.telemetry import Telemetry
 from kmp_storage.embedded.files import embedded_path, whole_number
-from kmp_storage.embedded.graph_codec import EdgeCodec, NodeCodec, check_key, edge_codec, node_codec
-from kmp_storage.embedded.graph_settings import GraphSettings
-from kmp_storage.embedded.graph_walks import Found, Step, Walk
-from kmp_storage.embedded.graph_writes import MIGRATIONS, changes_of, delete_node, merge
+from kmp_storage.embedded.graph.codec import EdgeCodec, NodeCodec, check_key, edge_codec, node_codec
+from kmp_storage.embedded.graph.settings import GraphSettings
+from kmp_storage.embedded.graph.walks import Found, Step, Walk
+from kmp_storage.embedded.graph.writes import MIGRATIONS, changes_of, delete_node, merge
 from kmp_storage.models import Edge, Node
 from kmp_storage.protocols import Direction, GraphStore, Via
 from kmp_storage.streams import chunked

@@ -15,9 +15,9 @@ from zoneinfo import ZoneInfo
 
 from kmp_core.errors import InvalidInput
 from kmp_storage.embedded.columns import decoder, encode_value, microseconds
-from kmp_storage.embedded.timeseries_buckets import LONGEST_SPLIT, Every, begin_of, key_expression, segments
-from kmp_storage.embedded.timeseries_codec import Codec
-from kmp_storage.embedded.timeseries_schema import Series, quoted, table
+from kmp_storage.embedded.timeseries.buckets import LONGEST_SPLIT, Every, begin_of, key_expression, segments
+from kmp_storage.embedded.timeseries.codec import Codec
+from kmp_storage.embedded.timeseries.schema import Series, quoted, table
 from kmp_storage.fields import did_you_mean
 from kmp_storage.protocols import Aggregation
 from kmp_storage.values import Row

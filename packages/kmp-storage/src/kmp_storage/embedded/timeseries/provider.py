@@ -19,15 +19,14 @@ from kmp_core.project import Project
 from kmp_core.resource import Provider
 from kmp_core.sqlite import Database
 from kmp_core.telemetry import Telemetry
-from kmp_storage.embedded import timeseries_queries as queries
-from kmp_storage.embedded import timeseries_schema as schema
 from kmp_storage.embedded.columns import microseconds
 from kmp_storage.embedded.files import embedded_path, whole_number
-from kmp_storage.embedded.timeseries_buckets import every_of, zone_of
-from kmp_storage.embedded.timeseries_codec import Codec, codec_of
-from kmp_storage.embedded.timeseries_settings import TimeSeriesSettings
-from kmp_storage.embedded.timeseries_stage import Stage
-from kmp_storage.embedded.timeseries_writes import delete_older, insert, insert_statement
+from kmp_storage.embedded.timeseries import queries, schema
+from kmp_storage.embedded.timeseries.buckets import every_of, zone_of
+from kmp_storage.embedded.timeseries.codec import Codec, codec_of
+from kmp_storage.embedded.timeseries.settings import TimeSeriesSettings
+from kmp_storage.embedded.timeseries.stage import Stage
+from kmp_storage.embedded.timeseries.writes import delete_older, insert, insert_statement
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import Aggregation, TimeSeriesStore
 from kmp_storage.streams import chunked

@@ -14,7 +14,7 @@ from typing import Any
 
 from kmp_core.errors import Conflict
 from kmp_storage.embedded.columns import SQL_TYPES, kept_kind
-from kmp_storage.embedded.timeseries_codec import Codec
+from kmp_storage.embedded.timeseries.codec import Codec
 
 __all__ = [
     "MIGRATIONS",

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from kmp_core.deadlines import deadline, remaining
 from kmp_core.errors import KmpError
-from kmp_storage.embedded import cache_leases as leases
-from kmp_storage.embedded.cache_entries import Entries, Found
-from kmp_storage.embedded.cache_file import CacheFile, Pauses
-from kmp_storage.embedded.cache_flights import Flights, Landed
+from kmp_storage.embedded.cache import leases
+from kmp_storage.embedded.cache.entries import Entries, Found
+from kmp_storage.embedded.cache.file import CacheFile, Pauses
+from kmp_storage.embedded.cache.flights import Flights, Landed
 
 __all__ = ["Load", "Loads", "Terms"]
 

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kmp_core.errors import Conflict, Unavailable
-from kmp_storage.embedded.bucket_blobs import Upload
-from kmp_storage.embedded.bucket_keys import after_prefix
+from kmp_storage.embedded.bucket.blobs import Upload
+from kmp_storage.embedded.bucket.keys import after_prefix
 from kmp_storage.values import BucketEntry
 
 __all__ = ["MIGRATIONS", "Condition", "commit", "delete", "find", "forget", "garbage", "names", "page"]

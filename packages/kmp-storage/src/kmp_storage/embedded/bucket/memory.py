@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 
 from kmp_core.errors import Unavailable
-from kmp_storage.embedded.bucket_blobs import Content, Upload
+from kmp_storage.embedded.bucket.blobs import Content, Upload
 
 __all__ = ["MemoryBlobs"]
 

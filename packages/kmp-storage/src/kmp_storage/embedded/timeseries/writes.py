@@ -9,8 +9,8 @@ from typing import Any
 
 from kmp_core.errors import Conflict
 from kmp_storage.embedded.columns import from_microseconds
-from kmp_storage.embedded.timeseries_codec import Codec
-from kmp_storage.embedded.timeseries_schema import quoted, table, unique_index
+from kmp_storage.embedded.timeseries.codec import Codec
+from kmp_storage.embedded.timeseries.schema import quoted, table, unique_index
 
 __all__ = ["delete_older", "insert", "insert_statement"]
 

@@ -1,0 +1,6 @@
+"""A bucket that needs no server."""
+
+from kmp_storage.embedded.bucket.provider import FileBucket
+from kmp_storage.embedded.bucket.settings import BucketSettings
+
+__all__ = ["BucketSettings", "FileBucket"]
