@@ -5,7 +5,8 @@ What is tried here is tried with a bare connection of the driver: no code of our
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 import redis.asyncio
@@ -208,6 +209,42 @@ async def test_a_given_password_replaces_the_old_one(admin: RedisAdmin, redis_se
     async with await client_of(redis_server, "acme", old) as client:
         with pytest.raises(AuthenticationError):
             await client.ping()
+
+
+@pytest.fixture
+def replica(redis_server: testbed.Server) -> Iterator[testbed.Server]:
+    """A second node that follows the first one."""
+    container = redis_server.container.get_wrapped_container()
+    container.reload()
+    primary = next(iter(container.attrs["NetworkSettings"]["Networks"].values()))["IPAddress"]
+    recipe = replace(
+        testbed.RECIPES["redis"],
+        command=lambda password: [
+            *("redis-server", "--requirepass", password),
+            *("--replicaof", primary, "6379", "--masterauth", redis_server.password),
+        ],
+    )
+    server = testbed.start("replica", recipe)
+    yield server
+    server.stop()
+
+
+async def test_every_node_has_the_user_and_loses_it(redis_server: testbed.Server, replica: testbed.Server) -> None:
+    async with RedisAdmin(administrator_of(redis_server)) as first:
+        password = await first.provision("acme")  # before there was a second node
+    async with RedisAdmin(administrator_of(redis_server), administrator_of(replica)) as admin:
+        assert await admin.provision("acme") is None
+        for node in (redis_server, replica):
+            async with await client_of(node, "acme", password) as client:
+                assert await allowed(client, ["DBSIZE", "GET acme2:v:{.key}"]) == []
+                await client.get("acme:v:{.key}")
+        async with await client_of(redis_server, "acme", password) as client:
+            await client.set("acme:v:{.key}", "1")
+        assert await admin.deprovision("acme", force=True)
+        for node in (redis_server, replica):
+            async with await client_of(node, "acme", password) as client:
+                with pytest.raises(AuthenticationError):
+                    await client.ping()
 
 
 async def test_deprovisioning_refuses_while_there_is_data(admin: RedisAdmin, redis_server: testbed.Server) -> None:

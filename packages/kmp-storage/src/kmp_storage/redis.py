@@ -103,7 +103,9 @@ class RedisCache(Provider, Cache):
             if settings.outage == "error" or not is_outage(error):
                 raise
         if self._near is not None:
-            hear = self._near.listen(self._connections, self._keys.channel, connect_timeout=connect_timeout)
+            hear = self._near.listen(
+                self._connections, self._keys, tracking=settings.near_tracking, connect_timeout=connect_timeout
+            )
             self._hearing = asyncio.create_task(hear, name="kmp-redis-changes", context=detached())
 
     async def _close(self) -> None:

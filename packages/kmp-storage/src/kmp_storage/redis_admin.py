@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -68,12 +68,18 @@ class RedisAdmin(Provider):
             await self._ask(node, "PING")
 
     async def provision(
-        self, project: str, *, password: Secret | None = None, timeout: Timeout = "30s"
+        self,
+        project: str,
+        *,
+        password: Secret | None = None,
+        placement: Literal["shared", "dedicated"] = "shared",
+        timeout: Timeout = "30s",
     ) -> Secret | None:
         """Let the project in, on every node, with exactly these rights; what it had beyond them is taken.
 
         Returns the password where a new one was made: where none was given and the project had none. A given one
-        replaces the old ones.
+        replaces the old ones. On a server that is the project's own (`dedicated`) it may use client tracking too,
+        which elsewhere would tell it the names of its neighbours' keys.
         """
         self.ensure_open()
         user = backend_name(Project(project), "redis")
@@ -85,7 +91,8 @@ class RedisAdmin(Provider):
             if password is not None:
                 # Its hash, so that the password itself is never on the way or in a slow log.
                 hashes = [hashlib.sha256(password.reveal().encode()).hexdigest()]
-            rules = ("reset", "on", f"~{user}:*", f"&{user}:*", *(f"+{command}" for command in COMMANDS))
+            commands = (*COMMANDS, "client|tracking") if placement == "dedicated" else COMMANDS
+            rules = ("reset", "on", f"~{user}:*", f"&{user}:*", *(f"+{command}" for command in commands))
             for node in self._nodes:
                 # One command, so there is no moment in which the user has less than before and is thrown out.
                 await self._ask(node, "ACL", "SETUSER", user, *rules, *(f"#{one}" for one in hashes))

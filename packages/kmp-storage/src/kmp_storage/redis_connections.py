@@ -60,6 +60,7 @@ class Channel:
             if translated is None:
                 raise
             raise translated from error
+        self._connection._parser.set_invalidation_push_handler(_as_it_is)  # or the driver would swallow it
         self._transport = self._connection._writer.transport  # no public way: disconnect() waits to flush
 
     def give_up(self) -> None:
@@ -101,7 +102,7 @@ class Channel:
             self.broken = True  # a primary that became a replica: the next connection finds the new one
         return answers
 
-    async def say(self, *command: str) -> None:
+    async def say(self, command: Command) -> None:
         """Send a command and leave its answer to `heard`."""
         with ERRORS.translating():
             await self._connection.send_packed_command([pack_command(command)], check_health=False)
@@ -130,6 +131,10 @@ class Channel:
     def _expire(self) -> None:
         self._expired = True
         self.abort()
+
+
+async def _as_it_is(message: Any) -> Any:
+    return message
 
 
 class Connections:
@@ -191,17 +196,15 @@ class Connections:
             finally:
                 self._release(channel)
 
-    async def subscribe(self, *names: str, seconds: float) -> Channel:
-        """A connection of its own that hears these channels; its user discards it."""
+    async def listen(self, command: Command, *, seconds: float) -> Channel:
+        """A connection of its own on which this command has the server push messages; its user discards it."""
         due = self._due(seconds)
         channel = Channel(self.address.connection(self._connect_timeout))
         await channel.connect(due, self.address)
         try:
-            await channel.ask([pack_command(("SUBSCRIBE", *names))], 0, due)
-            for _ in names:
-                answer = await channel.heard(max(0.0, due - asyncio.get_running_loop().time()))
-                if answer is None:
-                    raise unanswered(self.address)
+            await channel.say(command)
+            if await channel.heard(max(0.0, due - asyncio.get_running_loop().time())) is None:
+                raise unanswered(self.address)
         except BaseException:
             channel.discard()
             raise

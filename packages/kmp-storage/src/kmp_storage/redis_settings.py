@@ -62,5 +62,10 @@ class RedisSettings(Settings, prefix="storage.redis"):
     near_max_bytes: ByteSize = Field(default=ByteSize(0), ge=0)
     """Bytes of values that this process keeps beside Redis and serves without asking; 0 keeps none."""
 
+    near_tracking: bool = False
+    """Whether the server itself says what changed (client tracking), expiry and eviction included. Only for a server
+    that is the project's own, since tracking shows the names of all keys that begin alike: provision the project with
+    `placement="dedicated"`. Otherwise the project's own channel says it."""
+
     near_ttl: Duration = Field(default=timedelta(seconds=2), gt=timedelta(0))
     """How long such a value is served at most: the bound of staleness where a message of its change was lost."""
