@@ -13,11 +13,19 @@ from kmp_storage.embedded.timeseries_schema import quoted
 from kmp_storage.timescale_codec import TimescaleCodec
 from kmp_storage.timescale_schema import Place
 
-__all__ = ["delete_older", "write"]
+__all__ = ["delete_older", "staged", "write"]
 
 Rows = Iterator[Sequence[Any]] | AsyncIterator[Sequence[Any]]
 
 _DELETED_AT_ONCE = 20_000
+
+
+def staged(codec: TimescaleCodec[Any], rows: object) -> bool:
+    """Whether rows go through a staging table: those that count once, and those that come as somebody else finds time.
+
+    An insert that made a new chunk keeps all others from that chunk until its transaction ends, so it must be short.
+    """
+    return bool(codec.unique) or isinstance(rows, AsyncIterator)
 
 
 async def write(
@@ -26,16 +34,14 @@ async def write(
     codec: TimescaleCodec[Any],
     rows: Rows,
     *,
-    first_row: int = 0,
     progress: Progress | None = None,
     timeout: Timeout = None,
 ) -> int:
     """Store rows and return how many were new, inside a transaction. Raises `Conflict` naming the row.
 
-    Rows that come as somebody else finds time go through the staging table too: an insert that made a new chunk keeps
-    everybody else from that chunk until its transaction ends.
+    Where `staged` says so, each row ends with its number.
     """
-    if not codec.unique and not isinstance(rows, AsyncIterator):
+    if not staged(codec, rows):
         return await connection.copy(
             codec.series, rows, columns=codec.columns, schema=place.schema, progress=progress, timeout=timeout
         )
@@ -46,9 +52,9 @@ async def write(
         f"SELECT {columns}, 0::bigint AS _kmp_row FROM {place.table(codec.series)} WITH NO DATA",
         timeout=timeout,
     )
-    staged = await connection.copy(
+    count = await connection.copy(
         stage,
-        _numbered(rows, first_row),
+        rows,
         columns=(*codec.columns, "_kmp_row"),
         schema="pg_temp",
         progress=progress,
@@ -60,7 +66,7 @@ async def write(
         timeout=timeout,
     )
     new = int(tag.rpartition(" ")[2])
-    if codec.unique and new != staged:
+    if codec.unique and new != count:
         await _refuse_other_values(connection, place, codec, stage, timeout)
     await connection.execute(f"DROP TABLE pg_temp.{quoted(stage)}", timeout=timeout)
     return new
@@ -87,19 +93,6 @@ async def delete_older(connection: Connection, place: Place, series: str, before
 def _ignoring(codec: TimescaleCodec[Any]) -> str:
     key = ", ".join(map(quoted, ("time", *codec.unique)))
     return f"ON CONFLICT ({key}) DO NOTHING" if codec.unique else ""
-
-
-def _numbered(rows: Rows, first: int) -> Rows:
-    if isinstance(rows, AsyncIterator):
-        return _numbered_as_they_come(rows, first)
-    return (((*row, number)) for number, row in enumerate(rows, start=first))
-
-
-async def _numbered_as_they_come(rows: AsyncIterator[Sequence[Any]], first: int) -> AsyncIterator[Sequence[Any]]:
-    number = first
-    async for row in rows:
-        yield (*row, number)
-        number += 1
 
 
 async def _refuse_other_values(
