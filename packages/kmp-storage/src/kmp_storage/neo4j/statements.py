@@ -32,7 +32,7 @@ OWNER = "CREATE CONSTRAINT `kmp_owner` IF NOT EXISTS FOR (owner:`_KmpOwner`) REQ
 CLAIM = "MERGE (owner:`_KmpOwner` {`instance`: 1}) ON CREATE SET owner.`project` = $project RETURN owner.`project`"
 
 
-def name(text: str) -> str:
+def name(text: object) -> str:
     """A label, type or property, quoted. Raises `InvalidInput` for what could be read as anything else."""
     if not isinstance(text, str) or _NAME.fullmatch(text) is None:
         raise InvalidInput("name", "must be letters, digits and '_' to stand in Cypher", example='"Airport"')
