@@ -316,7 +316,7 @@ async def test_a_statement_beyond_its_time_is_ended_though_the_role_lifted_its_l
         await until(both_ended)
         with pytest.raises(asyncpg.QueryCanceledError):
             await asking
-        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)):
             await sitting.execute("SELECT 1")
         assert await quick.fetchval("SELECT 1") == 1
         for session in (running, sitting, quick):

@@ -137,6 +137,29 @@ async def test_a_cancelled_waiter_takes_no_place(timescaledb: testbed.Server, da
                 pass
 
 
+async def test_a_connection_that_comes_back_while_the_pool_closes_is_closed_too(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+        pool = pool_of(proxy, database, size=1)
+        await pool.open()
+
+        async def work() -> Any:
+            async with pool.acquire() as connection:
+                await connection.execute("SET search_path = public")
+                proxy.slow(200)
+                resetting.set()
+                return connection
+
+        resetting = asyncio.Event()
+        task = asyncio.ensure_future(work())
+        await resetting.wait()
+        await asyncio.sleep(0.02)
+        await pool.close()
+        assert (await task).is_closed
+        assert pool.idle == 0
+
+
 # Deadlines and cancellation
 
 

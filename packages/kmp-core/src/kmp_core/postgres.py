@@ -283,7 +283,9 @@ class PostgresPool(Provider):
             self._lent.discard(connection)
             if self._all_back is not None and not self._lent:
                 self._all_back.set()
-            if not connection.is_closed and connection.made_at >= self._turned_over_at:
+            # The pool may have closed while the connection was reset.
+            kept = self.state == "open" and not connection.is_closed
+            if kept and connection.made_at >= self._turned_over_at:
                 self._idle.append(connection)
             else:
                 connection.terminate()

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from kmp_core.deadlines import Timeout, deadline, detached, duration
-from kmp_core.errors import BackendError, InvalidInput, KmpError, LifecycleError
+from kmp_core.errors import BackendError, InvalidInput, LifecycleError
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import TimeSeriesStore
 
@@ -151,9 +151,7 @@ class BufferedWriter:
     async def _try(self, rows: Sequence[Measurement]) -> Exception | None:
         try:
             await self._store.append(*rows, timeout=self._timeout)
-        except KmpError as error:
-            return error
-        except Exception as error:  # a fault of ours must reach somebody, and not end the task in silence
+        except Exception as error:  # even a fault of ours must reach somebody, and not end the task in silence
             return error
         return None
 

@@ -61,7 +61,7 @@ def migrations_in(directory: Path) -> list[Migration]:
 async def migrate(store: TimescaleStore, source: Path | list[Migration], *, timeout: Timeout = "10m") -> list[str]:
     """Apply what was not applied yet, each step in a transaction of its own, and return the names of those.
 
-    A step that fails is undone, and those before it stay. Raises `Conflict` where what was applied differs from `source`.
+    A step that fails is undone, and those before it stay. Raises `Conflict` where what was applied differs.
     """
     steps = migrations_in(source) if isinstance(source, Path) else source
     applied: list[str] = []
