@@ -231,6 +231,16 @@ async def test_one_load_in_this_process_while_redis_is_away(proxy: faults.Proxy)
     assert loads == 1
 
 
+async def test_a_connection_that_died_unnoticed_costs_no_call(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port, outage="error") as cache:
+        await cache.set("key", b"1")
+        for _ in range(3):
+            # Without a turn of the event loop in between, so that nobody has read yet that the connection ended.
+            proxy.cut()
+            proxy.heal()
+            assert await cache.get("key") == b"1"
+
+
 async def test_a_lost_answer_to_an_increment_says_that_nobody_knows(proxy: faults.Proxy) -> None:
     async with cache_at(proxy.port) as cache:
         await cache.increment("counter")

@@ -26,6 +26,14 @@ class RedisSettings(Settings, prefix="storage.redis"):
     password_secret: str | None = None
     """The name of a secret that holds the password: asked anew for each connection, so that it may be rotated."""
 
+    sentinel: str | None = None
+    """What the Sentinels call the primary, where the URL names them (`redis://one:26379,two:26379`) and not a server.
+
+    They are asked for the primary with each new connection, so that a failover is followed."""
+
+    sentinel_password: SecretStr | None = None
+    """The password that the Sentinels themselves ask for, where they do."""
+
     tls_ca_file: Path | None = None
     """Certificates of the authorities that may sign the server's, for `rediss:`; the system's where None."""
 
