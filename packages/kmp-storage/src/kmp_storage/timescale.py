@@ -48,7 +48,7 @@ from kmp_storage.timeseries_calls import runs, tags_of
 from kmp_storage.values import Row
 
 if TYPE_CHECKING:
-    from kmp_core.postgres_transaction import Isolation
+    from kmp_core.postgres import Isolation
 
 __all__ = ["Tier", "TimescaleSettings", "TimescaleStore"]
 
