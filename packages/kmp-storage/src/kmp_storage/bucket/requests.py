@@ -7,7 +7,7 @@ whole path segments, and does not show the checksums that the server keeps: thos
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from xml.etree import ElementTree
 
@@ -36,6 +36,7 @@ __all__ = ["Answer", "Requests", "texts"]
 Answer = httpx.Response
 
 _BACKEND = "s3"
+_SLICE_BYTES = 256 << 10
 _UNKNOWN_CALLER = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 # What servers that keep objects as files cannot hold, which Amazon's can (versitygw's own codes).
 _UNSTORABLE = {
@@ -74,7 +75,7 @@ class Requests:
         *,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        content: bytes = b"",
+        content: bytes | bytearray = b"",
         content_hash: str | None = None,
     ) -> Answer:
         """Send one request and return the answer, or raise what it stands for."""
@@ -93,11 +94,22 @@ class Requests:
             raise LifecycleError("the bucket was closed while the call was running")
         url = f"{self._address.endpoint}{path}" + (f"?{text}" if text else "")
         with table_for(method, _BACKEND).translating():
-            answer = await self._client.request(method, url, headers=sent, content=content)
+            if len(content) > _SLICE_BYTES:
+                # Whole, it would be copied by every layer below.
+                sent["content-length"] = str(len(content))
+                answer = await self._client.request(method, url, headers=sent, content=_slices(content))
+            else:
+                answer = await self._client.request(method, url, headers=sent, content=bytes(content))
         error = _error(answer, key, self._bucket)
         if error is not None:
             raise error
         return answer
+
+
+async def _slices(content: bytes | bytearray) -> AsyncIterator[bytes]:
+    view = memoryview(content)
+    for start in range(0, len(view), _SLICE_BYTES):
+        yield bytes(view[start : start + _SLICE_BYTES])
 
 
 def texts(answer: Answer, name: str) -> list[str]:

@@ -24,7 +24,7 @@ _ABORT_SECONDS = 30.0
 _CHECKSUM = "x-amz-checksum-sha256"
 
 
-def checksum_header(content: bytes) -> tuple[str, dict[str, str]]:
+def checksum_header(content: bytes | bytearray) -> tuple[str, dict[str, str]]:
     """The SHA-256 of a content in hexadecimal, and the header by which the server verifies and keeps it."""
     digest = hashlib.sha256(content).digest()
     return digest.hex(), {_CHECKSUM: base64.b64encode(digest).decode()}
@@ -47,7 +47,7 @@ class Uploads:
     async def put(
         self,
         key: str,
-        parts: AsyncIterator[bytes],
+        parts: AsyncIterator[bytearray],
         *,
         description: Mapping[str, str],
         condition: Mapping[str, str],
@@ -78,7 +78,9 @@ class Uploads:
             self._task(self._abort_begun(key, create))
             raise
 
-    async def _send(self, upload: _Upload, parts: AsyncIterator[bytes], seconds: float | None) -> tuple[list[str], int]:
+    async def _send(
+        self, upload: _Upload, parts: AsyncIterator[bytearray], seconds: float | None
+    ) -> tuple[list[str], int]:
         """Send one part while the next is being received."""
         done: list[str] = []
         size = number = 0
@@ -95,7 +97,7 @@ class Uploads:
             done.append(await asyncio.shield(upload.running))
         return done, size
 
-    async def _part(self, upload: _Upload, number: int, content: bytes, seconds: float | None) -> str:
+    async def _part(self, upload: _Upload, number: int, content: bytearray, seconds: float | None) -> str:
         checksum, header = await asyncio.to_thread(checksum_header, content)
         query = {"partNumber": str(number), "uploadId": upload.id}
         async with deadline(seconds, what=f"putting part {number} of {upload.key!r}", backend="s3"):
