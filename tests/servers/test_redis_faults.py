@@ -117,11 +117,13 @@ async def test_the_task_s_own_deadline_is_kept(proxy: faults.Proxy) -> None:
 
 
 async def test_close_is_bounded_with_the_server_gone(proxy: faults.Proxy) -> None:
-    cache = cache_at(proxy.port, near_max_bytes=1 << 20)
+    cache = cache_at(proxy.port, near_max_bytes=1 << 20, timeout="5s", connect_timeout="5s")
     await cache.open()
     await cache.set("warm", b"1")
-    calls = [asyncio.ensure_future(cache.get(f"key{n}")) for n in range(5)]
     proxy.black_hole()
+    # One on the idle connection, the others on one that is being made.
+    calls = [asyncio.ensure_future(cache.get(f"key{n}")) for n in range(5)]
+    await asyncio.sleep(0.1)
     assert await taken(cache.close()) <= 1
     await asyncio.gather(*calls, return_exceptions=True)
 

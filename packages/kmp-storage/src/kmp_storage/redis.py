@@ -13,6 +13,8 @@ import time
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Self
 
+import structlog
+
 from kmp_core.breaker import Breaker
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, deadline, detached, within
@@ -26,7 +28,7 @@ from kmp_storage.protocols import Cache
 from kmp_storage.redis_address import Password, RedisAddress
 from kmp_storage.redis_connections import Command, Connections
 from kmp_storage.redis_entries import Keys, decode, encode, is_number
-from kmp_storage.redis_errors import is_outage
+from kmp_storage.redis_errors import Untrusted, is_outage
 from kmp_storage.redis_leases import Leases
 from kmp_storage.redis_limits import Allowance, Limits
 from kmp_storage.redis_loads import Load, Loads, Look, Terms
@@ -100,8 +102,9 @@ class RedisCache(Provider, Cache):
         try:
             await self._check()
         except BackendError as error:
-            if settings.outage == "error" or not is_outage(error):
+            if settings.outage == "error" or isinstance(error, Untrusted) or not is_outage(error):
                 raise
+            structlog.get_logger(__name__).warning("redis_away_at_opening", project=self.project, cause=str(error))
         if self._near is not None:
             hear = self._near.listen(
                 self._connections, self._keys, tracking=settings.near_tracking, connect_timeout=connect_timeout
@@ -115,6 +118,7 @@ class RedisCache(Provider, Cache):
         await self._leases.close()
         self._connections.close()
         await self._reads.close()
+        await asyncio.sleep(0)  # a turn of the event loop, in which the sockets are closed
 
     async def _check(self) -> None:
         await self._connections.ask(("PING",), seconds=within(None, self._timeout))

@@ -10,6 +10,7 @@ replicated, so name every node, replicas too.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
@@ -62,6 +63,7 @@ class RedisAdmin(Provider):
     async def _close(self) -> None:
         for node in self._nodes:
             node.close()
+        await asyncio.sleep(0)  # a turn of the event loop, in which the sockets are closed
 
     async def _check(self) -> None:
         for node in self._nodes:

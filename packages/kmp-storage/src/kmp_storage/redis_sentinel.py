@@ -41,7 +41,7 @@ async def locate(address: RedisAddress, *, seconds: float) -> RedisAddress:
 
 
 async def _ask(node: RedisAddress, service: str) -> Any:
-    connection = node.connection(None)
+    connection: Any = node.connection(None)
     try:
         await connection.connect()
         await connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service, check_health=False)
