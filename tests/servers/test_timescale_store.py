@@ -185,6 +185,18 @@ async def test_awkward_names_are_no_trap(access: Access) -> None:
         assert (found["User"], found["end_first"], found["end_last"]) == ("$1", 1.0, 1.0)
 
 
+@pytest.mark.parametrize("count", [20, 2000])
+async def test_rows_that_count_once_are_told_apart_however_many_come(access: Access, count: int) -> None:
+    rows = [delay(number) for number in range(count)]
+    async with store_of(access) as store:
+        assert await store.append(*rows, *rows) == count
+        assert await store.append(*rows) == 0
+        other = rows[7].model_copy(update={"minutes": None})
+        with pytest.raises(Conflict, match=r"row 15: .*flight='KM7'"):
+            await store.append(*(delay(number, time=START) for number in range(15)), other, *rows)
+        assert [row async for row in store.read(Delay)] == rows
+
+
 # Transactions and sessions
 
 

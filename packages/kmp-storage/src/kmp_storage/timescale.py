@@ -43,7 +43,7 @@ from kmp_storage.timescale_community import create_aggregate, enable_compression
 from kmp_storage.timescale_schema import Tier
 from kmp_storage.timescale_settings import TimescaleSettings
 from kmp_storage.timescale_stream import Stream
-from kmp_storage.timescale_writes import delete_older, write
+from kmp_storage.timescale_writes import FEW, delete_older, write, write_few
 from kmp_storage.timeseries_calls import runs, tags_of
 from kmp_storage.values import Row
 
@@ -178,7 +178,12 @@ class TimescaleStore(Provider, TimeSeriesStore):
             async def store(connection: Connection) -> int:
                 new = 0
                 for codec, rows in groups:
-                    new += await write(connection, place, codec, iter(rows))
+                    few = codec.unique and len(rows) <= FEW
+                    new += await (
+                        write_few(connection, place, codec, rows)
+                        if few
+                        else write(connection, place, codec, iter(rows))
+                    )
                 return new
 
             async with deadline(within(timeout, self.settings.timeout), what="append", backend="timescale"):

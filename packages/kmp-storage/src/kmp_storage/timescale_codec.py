@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, timezone
+from datetime import UTC, date, datetime
 from operator import attrgetter, itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
@@ -38,12 +38,10 @@ _fields = attrgetter("__dict__")
 def _datetimes(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
     if any(not issubclass(kind, datetime) for kind in set(map(type, values))):
         return None
-    zones = set(map(_zone, values))
-    if zones <= {UTC}:
-        return values
-    if all(type(zone) is timezone for zone in zones) or all(value.utcoffset() is not None for value in values):
-        return [value.astimezone(UTC) for value in values]
-    return None
+    if values and values[0].utcoffset() is None:
+        return None
+    max(values, default=None)  # a naive one among aware ones raises TypeError, faster than each is asked
+    return values
 
 
 def _dates(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:

@@ -9,13 +9,17 @@ from typing import Any
 from kmp_core.deadlines import Timeout
 from kmp_core.errors import Conflict
 from kmp_core.postgres import Connection, Progress
+from kmp_storage.embedded.columns import kept_kind
 from kmp_storage.embedded.timeseries_schema import quoted
-from kmp_storage.timescale_codec import TimescaleCodec
+from kmp_storage.timescale_codec import SQL_TYPES, TimescaleCodec
 from kmp_storage.timescale_schema import Place
 
-__all__ = ["delete_older", "staged", "write"]
+__all__ = ["FEW", "delete_older", "staged", "write", "write_few"]
 
 Rows = Iterator[Sequence[Any]] | AsyncIterator[Sequence[Any]]
+
+FEW = 500
+"""Up to so many rows that count once go as arrays."""
 
 _DELETED_AT_ONCE = 20_000
 
@@ -67,8 +71,28 @@ async def write(
     )
     new = int(tag.rpartition(" ")[2])
     if codec.unique and new != count:
-        await _refuse_other_values(connection, place, codec, stage, timeout)
+        await _refuse_other_values(connection, place, codec, f"pg_temp.{quoted(stage)}", timeout=timeout)
     await connection.execute(f"DROP TABLE pg_temp.{quoted(stage)}", timeout=timeout)
+    return new
+
+
+async def write_few(
+    connection: Connection, place: Place, codec: TimescaleCodec[Any], rows: Sequence[Sequence[Any]]
+) -> int:
+    """The same for a few numbered rows that count once: as arrays, since a temporary table costs more than they do."""
+    kinds = [SQL_TYPES[kept_kind(field)].partition(" COLLATE")[0] for field in codec.fields.values()]
+    arrays = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate((*kinds, "bigint"), start=1))
+    columns = ", ".join(map(quoted, codec.columns))
+    source = f"(SELECT * FROM unnest({arrays}) AS given({columns}, _kmp_row))"  # noqa: S608 - names are allow-listed
+    arguments = [list(column) for column in zip(*rows, strict=True)]
+    tag = await connection.execute(
+        f"INSERT INTO {place.table(codec.series)} ({columns}) "  # noqa: S608 - names are allow-listed
+        f"SELECT {columns} FROM {source} AS s {_ignoring(codec)}",
+        *arguments,
+    )
+    new = int(tag.rpartition(" ")[2])
+    if new != len(rows):
+        await _refuse_other_values(connection, place, codec, source, *arguments)
     return new
 
 
@@ -96,7 +120,12 @@ def _ignoring(codec: TimescaleCodec[Any]) -> str:
 
 
 async def _refuse_other_values(
-    connection: Connection, place: Place, codec: TimescaleCodec[Any], stage: str, timeout: Timeout
+    connection: Connection,
+    place: Place,
+    codec: TimescaleCodec[Any],
+    source: str,
+    *arguments: Any,
+    timeout: Timeout = None,
 ) -> None:
     """Some rows were there already: fine where they are the same."""
     others = [name for name in codec.columns if name != "time" and name not in codec.unique]
@@ -106,8 +135,9 @@ async def _refuse_other_values(
     differs = " OR ".join(f"t.{quoted(name)} IS DISTINCT FROM s.{quoted(name)}" for name in others)
     keys = ", ".join(f"s.{quoted(name)}" for name in ("time", *codec.unique))
     row = await connection.fetch_row(
-        f"SELECT s._kmp_row, {keys} FROM pg_temp.{quoted(stage)} s "  # noqa: S608 - names are allow-listed
+        f"SELECT s._kmp_row, {keys} FROM {source} s "  # noqa: S608 - names are allow-listed
         f"JOIN {place.table(codec.series)} t ON {same} WHERE {differs} ORDER BY s._kmp_row LIMIT 1",
+        *arguments,
         timeout=timeout,
     )
     if row is None:
