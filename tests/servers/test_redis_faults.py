@@ -194,6 +194,31 @@ async def test_a_change_during_an_outage_leaves_no_old_value_behind(proxy: fault
         assert await cache.get("key") is None
 
 
+async def test_a_change_without_an_answer_leaves_no_old_value_behind(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port) as cache:
+        for ending in ("deadline", "cancellation"):
+            await cache.set("key", b"old")
+            proxy.black_hole(direction="upstream")  # it never arrives
+            if ending == "deadline":
+                with pytest.raises(DeadlineExceeded):
+                    async with deadline(0.2):
+                        await cache.set("key", b"new")
+            else:
+                call = asyncio.ensure_future(cache.set("key", b"new"))
+                await asyncio.sleep(0.1)
+                call.cancel()
+                await asyncio.gather(call, return_exceptions=True)
+            proxy.heal()
+
+            async def back() -> bool:
+                assert await cache.get("key") is None, "the old value came back"
+                assert await cache.get_or_load("key", load, ttl=60) == b"loaded"
+                await cache.delete("key")
+                return await cache.set("again", b"1")
+
+            await eventually(back, within=5)
+
+
 async def test_it_opens_while_redis_is_away_and_uses_it_later(proxy: faults.Proxy) -> None:
     proxy.cut()
     with pytest.raises(Unavailable):

@@ -181,6 +181,29 @@ async def test_the_cache_of_a_neighbour_is_refused_by_the_server(
                 raise AssertionError("a lock of the neighbour's")
 
 
+async def test_a_refused_change_spoils_no_later_call(admin: RedisAdmin, redis_server: testbed.Server) -> None:
+    password = await admin.provision("acme")
+    assert password is not None
+    async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
+        url = f"redis://acme:{password.reveal()}@{redis_server.address}"
+        async with RedisCache(url, project="acme") as cache:
+            await root.execute_command("ACL", "SETUSER", "acme", "-set")
+            with pytest.raises(PermissionDenied):
+                await cache.set("key", b"1")
+            await root.execute_command("ACL", "SETUSER", "acme", "+set")
+            await cache.set("key", b"2")
+            assert await cache.get("key") == b"2"
+
+
+async def test_a_service_s_own_password_is_not_the_administrator_s(
+    redis_server: testbed.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMP_STORAGE_REDIS_USERNAME", "acme")
+    monkeypatch.setenv("KMP_STORAGE_REDIS_PASSWORD", "of the service")
+    async with RedisAdmin(administrator_of(redis_server)) as admin:
+        await admin.check()
+
+
 async def test_a_wrong_password_is_no_outage(admin: RedisAdmin, redis_server: testbed.Server) -> None:
     await admin.provision("acme")
     for url in (f"redis://acme:hunter2@{redis_server.address}", f"redis://nobody:hunter2@{redis_server.address}"):

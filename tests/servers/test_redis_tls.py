@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import testbed
-from kmp_core.errors import Unavailable
+from kmp_core.errors import ConfigurationError, Unavailable
 from kmp_storage.redis import RedisCache, RedisSettings
 
 
@@ -108,6 +108,11 @@ async def test_a_server_of_another_authority_is_refused(certified: Certified) ->
         with pytest.raises(Unavailable, match="certificate"):  # though an outage would be a miss
             await cache_at(certified, **settings).open()
     await asyncio.sleep(0.05)  # asyncio closes what failed to shake hands a little later
+
+
+def test_a_file_of_authorities_that_is_not_there_is_a_fault_of_the_configuration() -> None:
+    with pytest.raises(ConfigurationError, match=r"KMP_STORAGE_REDIS_TLS_CA_FILE: .*; for example"):
+        RedisSettings.load(tls_ca_file="/nowhere/authority.pem")
 
 
 async def test_a_server_of_another_name_is_refused(certified: Certified) -> None:

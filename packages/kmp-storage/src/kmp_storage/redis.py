@@ -18,7 +18,7 @@ import structlog
 from kmp_core.breaker import Breaker
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, deadline, detached, within
-from kmp_core.errors import BackendError, Conflict, InvalidInput
+from kmp_core.errors import BackendError, Conflict, DeadlineExceeded, InvalidInput, OutcomeUnknown, Unavailable
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
 from kmp_core.secrets import Secret, SecretStore
@@ -266,12 +266,14 @@ class RedisCache(Provider, Cache):
         if value is not None:
             self._hits += 1
             return value
+        away = False
         if self._unsaid:
             try:
                 await self._unsaid.say()
             except BackendError as error:
                 if not self._is_miss(error):
                     raise
+                away = True  # and what it would answer in the next moment may be old
         reservation = None if near is None else near.reserve(key)
 
         def looked(look: Look | None) -> None:
@@ -284,7 +286,7 @@ class RedisCache(Provider, Cache):
                 near.settle(key, reservation, found)
 
         try:
-            return await self._loads.get_or_load(key, terms, looked)
+            return await self._loads.get_or_load(key, terms, looked, away=away)
         finally:
             if near is not None and reservation is not None and not reservation.settled:
                 near.settle(key, reservation, None)
@@ -304,7 +306,8 @@ class RedisCache(Provider, Cache):
             return answers[: len(commands)]
         except BaseException as error:
             # Not what is not idempotent: a counter would begin anew, and somebody else's claim would be gone.
-            if idempotent and (not isinstance(error, BackendError) or is_outage(error)):
+            doubtful = asyncio.CancelledError | Unavailable | DeadlineExceeded | OutcomeUnknown
+            if idempotent and isinstance(error, doubtful):
                 self._unsaid.remember(keys)
             raise
         finally:

@@ -49,7 +49,9 @@ class RedisAdmin(Provider):
         if not urls:
             raise ConfigurationError(Fault("urls", "names no node", example='RedisAdmin("redis://cache.internal")'))
         self.settings = RedisSettings.load() if settings is None else settings
-        self._addresses = [RedisAddress.read(url, user="default", settings=self.settings) for url in urls]
+        # The URLs name the administrator and the nodes; a service's own user and password are not meant.
+        here = self.settings.model_copy(update={"username": None, "password": None, "sentinel": None})
+        self._addresses = [RedisAddress.read(url, user="default", settings=here) for url in urls]
         self._timeout = self.settings.timeout.total_seconds()
 
     async def _open(self) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ByteSize, Field, SecretStr
+from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from kmp_core.deadlines import Duration
 from kmp_core.settings import Settings
@@ -77,3 +77,11 @@ class RedisSettings(Settings, prefix="storage.redis"):
 
     near_ttl: Duration = Field(default=timedelta(seconds=2), gt=timedelta(0))
     """How long such a value is served at most: the bound of staleness where a message of its change was lost."""
+
+    @field_validator("tls_ca_file")
+    @classmethod
+    def _is_there(cls, path: Path | None) -> Path | None:
+        # At once: later it would look like a server that is away.
+        if path is not None and not path.is_file():
+            raise ValueError("is no file; for example /etc/ssl/redis-authority.pem")
+        return path
