@@ -38,7 +38,7 @@ class Connections:
         self._settings = settings
         self._bookmarks = neo4j.AsyncGraphDatabase.bookmark_manager()
         # A pause that is short enough to be back within seconds of the server's return.
-        self._retries = Retries(BACKEND, breaker=Breaker(BACKEND, longest_pause="2s"))
+        self._retries = Retries(BACKEND, breaker=Breaker(BACKEND, longest_pause="1s"))
         self._slots = asyncio.Semaphore(settings.pool_size)
         self._running = 0
         self._idle = asyncio.Event()
