@@ -66,8 +66,9 @@ def _update(thing: str, compares: bool) -> str:
     given = "row.c" if compares else "row.p"
     # Setting a property takes the write lock, so that of two who make the same change at once one counts it. (Setting
     # null would not: Neo4j looks first whether there is something to remove.)
+    # What was created is counted by the server; only what was there already is compared.
     return (
-        f"ON MATCH SET {thing}.`_` = 0 "
+        f"ON CREATE SET {thing} += row.p ON MATCH SET {thing}.`_` = 0 WITH row, {thing} WHERE {thing}.`_` = 0 "
         f"WITH row, {thing}, any(name IN keys({given}) WHERE coalesce({thing}[name] <> {given}[name], "
         f"({thing}[name] IS NULL) <> ({given}[name] IS NULL))) AS differs "
         f"SET {thing} += row.p, {thing}.`_` = null "
