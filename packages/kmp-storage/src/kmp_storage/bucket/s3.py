@@ -45,6 +45,7 @@ __all__ = ["S3Bucket", "S3Settings"]
 T = TypeVar("T")
 
 _PAGE = 1000
+_THREAD_BYTES = 256 << 10
 _HEADS_AT_ONCE = 16
 _EVERYTHING = sys.maxsize
 _LARGEST_CHUNK = 64 << 20
@@ -231,7 +232,7 @@ class S3Bucket(Provider, Bucket):
     async def _put(self, terms: _Terms, parts: AsyncGenerator[bytearray, None]) -> BucketEntry:
         first = await anext(parts, bytearray())
         small, typed = len(first) < self.settings.part_bytes, terms.content_type is not None
-        checksum, header = await asyncio.to_thread(checksum_header, first) if small else (None, {})
+        checksum, header = await _checksum(first) if small else (None, {})
         mark = Mark.now(checksum=checksum, part_bytes=None if small else self.settings.part_bytes, typed=typed)
         headers = describe(mark, terms.content_type, terms.metadata, terms.key)
         try:
@@ -370,6 +371,13 @@ class S3Bucket(Provider, Bucket):
             if not token:
                 return
             query["continuation-token"] = token
+
+
+async def _checksum(content: bytearray) -> tuple[str, dict[str, str]]:
+    # A thread costs more than what it saves the event loop where the content is small.
+    if len(content) < _THREAD_BYTES:
+        return checksum_header(content)
+    return await asyncio.to_thread(checksum_header, content)
 
 
 async def _chain(first: bytearray, rest: AsyncIterator[bytearray]) -> AsyncIterator[bytearray]:
