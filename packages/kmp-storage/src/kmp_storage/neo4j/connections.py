@@ -152,7 +152,9 @@ class Connections:
     async def _slot(self) -> AsyncIterator[None]:
         seconds = self._settings.acquire_timeout.total_seconds()
         try:
-            await asyncio.wait_for(self._slots.acquire(), seconds)
+            # Not wait_for: Python 3.11's forgets a cancellation that comes in the moment of success.
+            async with asyncio.timeout(seconds):
+                await self._slots.acquire()
         except TimeoutError:
             message = f"none of {self._settings.pool_size} connections became free within {seconds:g} s"
             raise PoolExhausted(f"{message}: raise KMP_STORAGE_NEO4J_POOL_SIZE", backend=BACKEND) from None
