@@ -352,6 +352,21 @@ async def test_a_peer_that_died_silently_is_noticed_before_it_is_used(
             released.cancel()
 
 
+async def test_connections_beside_a_lost_one_are_asked_first(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+        async with pool_of(proxy, database, size=3) as pool:
+            async with pool.acquire(), pool.acquire(), pool.acquire():
+                pass
+            proxy.black_hole()
+            for timeout in ("200ms", "1500ms"):
+                with pytest.raises((DeadlineExceeded, Unavailable)):
+                    async with deadline(timeout), pool.acquire() as connection:
+                        await connection.fetch_value("SELECT 1")
+            assert pool.idle == 0, "one that does not answer speaks for those that lay beside it"
+
+
 async def test_a_call_into_a_black_hole_ends_with_its_deadline(
     timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
 ) -> None:
