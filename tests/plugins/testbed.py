@@ -223,9 +223,7 @@ RECIPES: dict[str, Recipe] = {
             "KMP_ADVERTISED": f"{LOOPBACK}:{port}",
         },
     ),
-    "redis": Recipe(
-        "redis", 6379, redis_ready, command=lambda password: ["redis-server", "--requirepass", password]
-    ),
+    "redis": Recipe("redis", 6379, redis_ready, command=lambda password: ["redis-server", "--requirepass", password]),
     "kafka": Recipe(
         "kafka",
         9092,
@@ -239,6 +237,10 @@ RECIPES: dict[str, Recipe] = {
         "s3",
         7070,
         s3_ready,
-        environment=lambda password, port: {"ROOT_ACCESS_KEY": "admin", "ROOT_SECRET_KEY": password},
+        environment=lambda password, port: {
+            "ROOT_ACCESS_KEY": "admin",
+            "ROOT_SECRET_KEY": password,
+            "VGW_KEEP_ALIVE": "true",  # as every other S3 server does; a cancelled call could meet its connection again
+        },
     ),
 }

@@ -5,7 +5,8 @@ What is tried here is tried with a bare connection of the driver: no code of our
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 import redis.asyncio
@@ -180,6 +181,29 @@ async def test_the_cache_of_a_neighbour_is_refused_by_the_server(
                 raise AssertionError("a lock of the neighbour's")
 
 
+async def test_a_refused_change_spoils_no_later_call(admin: RedisAdmin, redis_server: testbed.Server) -> None:
+    password = await admin.provision("acme")
+    assert password is not None
+    async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
+        url = f"redis://acme:{password.reveal()}@{redis_server.address}"
+        async with RedisCache(url, project="acme") as cache:
+            await root.execute_command("ACL", "SETUSER", "acme", "-set")
+            with pytest.raises(PermissionDenied):
+                await cache.set("key", b"1")
+            await root.execute_command("ACL", "SETUSER", "acme", "+set")
+            await cache.set("key", b"2")
+            assert await cache.get("key") == b"2"
+
+
+async def test_a_service_s_own_password_is_not_the_administrator_s(
+    redis_server: testbed.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMP_STORAGE_REDIS_USERNAME", "acme")
+    monkeypatch.setenv("KMP_STORAGE_REDIS_PASSWORD", "of the service")
+    async with RedisAdmin(administrator_of(redis_server)) as admin:
+        await admin.check()
+
+
 async def test_a_wrong_password_is_no_outage(admin: RedisAdmin, redis_server: testbed.Server) -> None:
     await admin.provision("acme")
     for url in (f"redis://acme:hunter2@{redis_server.address}", f"redis://nobody:hunter2@{redis_server.address}"):
@@ -208,6 +232,42 @@ async def test_a_given_password_replaces_the_old_one(admin: RedisAdmin, redis_se
     async with await client_of(redis_server, "acme", old) as client:
         with pytest.raises(AuthenticationError):
             await client.ping()
+
+
+@pytest.fixture
+def replica(redis_server: testbed.Server) -> Iterator[testbed.Server]:
+    """A second node that follows the first one."""
+    container = redis_server.container.get_wrapped_container()
+    container.reload()
+    primary = next(iter(container.attrs["NetworkSettings"]["Networks"].values()))["IPAddress"]
+    recipe = replace(
+        testbed.RECIPES["redis"],
+        command=lambda password: [
+            *("redis-server", "--requirepass", password),
+            *("--replicaof", primary, "6379", "--masterauth", redis_server.password),
+        ],
+    )
+    server = testbed.start("replica", recipe)
+    yield server
+    server.stop()
+
+
+async def test_every_node_has_the_user_and_loses_it(redis_server: testbed.Server, replica: testbed.Server) -> None:
+    async with RedisAdmin(administrator_of(redis_server)) as first:
+        password = await first.provision("acme")  # before there was a second node
+    async with RedisAdmin(administrator_of(redis_server), administrator_of(replica)) as admin:
+        assert await admin.provision("acme") is None
+        for node in (redis_server, replica):
+            async with await client_of(node, "acme", password) as client:
+                assert await allowed(client, ["DBSIZE", "GET acme2:v:{.key}"]) == []
+                await client.get("acme:v:{.key}")
+        async with await client_of(redis_server, "acme", password) as client:
+            await client.set("acme:v:{.key}", "1")
+        assert await admin.deprovision("acme", force=True)
+        for node in (redis_server, replica):
+            async with await client_of(node, "acme", password) as client:
+                with pytest.raises(AuthenticationError):
+                    await client.ping()
 
 
 async def test_deprovisioning_refuses_while_there_is_data(admin: RedisAdmin, redis_server: testbed.Server) -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import redis.asyncio as bare
 
 import faults
 import testbed
@@ -98,6 +99,55 @@ async def test_what_another_process_changes_is_seen(port: int, change: str) -> N
             return await ours.get("key") == expected
 
         await eventually(seen, within=5)
+
+
+@pytest.fixture
+async def tracking_port(redis_server: testbed.Server) -> AsyncIterator[int]:
+    """A server that the project has for itself."""
+    async with RedisAdmin(f"redis://default:{redis_server.password}@{redis_server.address}") as admin:
+        await admin.provision("nearby", password=PASSWORD, placement="dedicated")
+        yield redis_server.port
+        await admin.deprovision("nearby", force=True)
+
+
+@pytest.mark.parametrize("change", ["SET {0} 2", "DEL {0}", "PEXPIRE {0} 1", "INCRBY {0} 1"])
+async def test_on_a_server_of_its_own_the_server_says_what_changed(tracking_port: int, change: str) -> None:
+    async with cache_at(tracking_port, near_tracking=True) as cache:
+        await live(cache)
+        await cache.set("key", b"1")
+        await kept(cache, "key", b"1")
+        # By somebody who says nothing on the channel.
+        await cache._connections.ask(tuple(change.format("nearby:v:{.key}").split()), seconds=1)
+
+        async def seen() -> bool:
+            return await cache.get("key") != b"1"
+
+        await eventually(seen, within=5)
+
+
+async def test_a_flushed_server_empties_it(tracking_port: int, redis_server: testbed.Server) -> None:
+    async with cache_at(tracking_port, near_tracking=True) as cache:
+        await live(cache)
+        await cache.set("key", b"1")
+        await kept(cache, "key", b"1")
+        async with bare.Redis(port=redis_server.port, password=redis_server.password) as root:
+            await root.flushdb()
+
+        async def seen() -> bool:
+            return await cache.get("key") is None
+
+        await eventually(seen, within=5)
+
+
+async def test_tracking_on_a_shared_server_is_refused_and_nothing_is_kept(port: int) -> None:
+    async with cache_at(port, near_tracking=True) as cache:
+        await cache.set("key", b"1")
+        for _ in range(20):
+            assert await cache.get("key") == b"1"
+            await asyncio.sleep(0.01)
+        near = cache._near
+        assert near is not None
+        assert not near.live and near.bytes_used == 0
 
 
 async def test_our_own_change_is_seen_at_once(port: int) -> None:

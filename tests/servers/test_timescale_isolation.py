@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import asyncpg
@@ -18,7 +19,7 @@ from kmp_core.secrets import Secret
 from kmp_storage.models import Measurement
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
 from kmp_storage.timescale_admin import Access, Placement, Quota, TimescaleAdmin
-from postgres_bed import admin, admin_url, connect
+from postgres_bed import admin, admin_url, connect, until
 
 REFUSED = asyncpg.InsufficientPrivilegeError
 SECRET = "the-victims-own-content"
@@ -287,6 +288,38 @@ async def test_quotas_bind(operator: TimescaleAdmin, timescaledb: testbed.Server
         await operator.provision(name, Quota(connections=3), placement=placement)
         sessions = [await connect(*login) for _ in range(3)]
         for session in sessions:
+            session.terminate()
+    finally:
+        await operator.deprovision(name, placement=placement, force=True)
+
+
+async def test_a_statement_beyond_its_time_is_ended_though_the_role_lifted_its_limit(
+    operator: TimescaleAdmin, timescaledb: testbed.Server, placement: Placement
+) -> None:
+    name = f"slow-{secrets.token_hex(4)}"
+    access = await operator.provision(name, Quota(statement_time=timedelta(seconds=1)), placement=placement)
+    try:
+        assert access.password is not None
+        login = (timescaledb, access.role, access.password.reveal(), access.database)
+        running, sitting, quick = [await connect(*login) for _ in range(3)]
+        await running.execute("SET statement_timeout = 0")
+        asking = asyncio.ensure_future(running.execute("SELECT pg_sleep(120)"))
+        await sitting.execute("BEGIN; SELECT 1")
+        ended = 0
+
+        async def both_ended() -> bool:
+            nonlocal ended
+            assert await quick.fetchval("SELECT 1") == 1
+            ended += await operator.enforce()
+            return ended == 2
+
+        await until(both_ended)
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await asking
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)):
+            await sitting.execute("SELECT 1")
+        assert await quick.fetchval("SELECT 1") == 1
+        for session in (running, sitting, quick):
             session.terminate()
     finally:
         await operator.deprovision(name, placement=placement, force=True)

@@ -137,6 +137,29 @@ async def test_a_cancelled_waiter_takes_no_place(timescaledb: testbed.Server, da
                 pass
 
 
+async def test_a_connection_that_comes_back_while_the_pool_closes_is_closed_too(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+        pool = pool_of(proxy, database, size=1)
+        await pool.open()
+
+        async def work() -> Any:
+            async with pool.acquire() as connection:
+                await connection.execute("SET search_path = public")
+                proxy.slow(200)
+                resetting.set()
+                return connection
+
+        resetting = asyncio.Event()
+        task = asyncio.ensure_future(work())
+        await resetting.wait()
+        await asyncio.sleep(0.02)
+        await pool.close()
+        assert (await task).is_closed
+        assert pool.idle == 0
+
+
 # Deadlines and cancellation
 
 
@@ -327,6 +350,21 @@ async def test_a_peer_that_died_silently_is_noticed_before_it_is_used(
             async with pool.acquire() as connection:
                 assert await connection.fetch_value("SELECT 1") == 1
             released.cancel()
+
+
+async def test_connections_beside_a_lost_one_are_asked_first(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+        async with pool_of(proxy, database, size=3) as pool:
+            async with pool.acquire(), pool.acquire(), pool.acquire():
+                pass
+            proxy.black_hole()
+            for timeout in ("200ms", "1500ms"):
+                with pytest.raises((DeadlineExceeded, Unavailable)):
+                    async with deadline(timeout), pool.acquire() as connection:
+                        await connection.fetch_value("SELECT 1")
+            assert pool.idle == 0, "one that does not answer speaks for those that lay beside it"
 
 
 async def test_a_call_into_a_black_hole_ends_with_its_deadline(

@@ -185,6 +185,18 @@ async def test_awkward_names_are_no_trap(access: Access) -> None:
         assert (found["User"], found["end_first"], found["end_last"]) == ("$1", 1.0, 1.0)
 
 
+@pytest.mark.parametrize("count", [20, 2000])
+async def test_rows_that_count_once_are_told_apart_however_many_come(access: Access, count: int) -> None:
+    rows = [delay(number) for number in range(count)]
+    async with store_of(access) as store:
+        assert await store.append(*rows, *rows) == count
+        assert await store.append(*rows) == 0
+        other = rows[7].model_copy(update={"minutes": None})
+        with pytest.raises(Conflict, match=r"row 15: .*flight='KM7'"):
+            await store.append(*(delay(number, time=START) for number in range(15)), other, *rows)
+        assert [row async for row in store.read(Delay)] == rows
+
+
 # Transactions and sessions
 
 
@@ -256,16 +268,21 @@ async def test_old_chunks_are_dropped_and_old_rows_deleted(access: Access) -> No
                 assert await connection.fetch_value("SELECT count(*) FROM show_chunks('brief')") <= 4
 
 
-async def test_a_sweep_that_is_blocked_does_not_fail_the_append(access: Access) -> None:
+async def test_a_sweep_that_is_blocked_does_not_fail_the_append(
+    access: Access, caplog: pytest.LogCaptureFixture
+) -> None:
     now = datetime.now(UTC)
     async with store_of(access, sweep_every="0s") as store:
         await store.append(Brief(time=now))
+        async with store.transaction() as setup:
+            await setup.execute("INSERT INTO brief (time, site) VALUES ($1, 'old')", now - timedelta(days=99))
         async with store.transaction() as transaction:
-            await transaction.execute("LOCK TABLE brief IN SHARE ROW EXCLUSIVE MODE")
-            append = store.append(Brief(time=now - timedelta(days=99)), timeout="20s")
-            task = asyncio.ensure_future(append)
-            await asyncio.sleep(0.2)
-        assert await task == 1
+            held = await transaction.fetch("SELECT * FROM brief WHERE site = 'old' FOR UPDATE")
+            assert len(held) == 1
+            assert await store.append(Brief(time=now), timeout="20s") == 1
+            assert "beyond their retention stay" in caplog.text
+        assert await store.append(Brief(time=now)) == 1
+        assert {row.site async for row in store.read(Brief)} == {"a"}
 
 
 # Bad input

@@ -13,10 +13,12 @@ import time
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Self
 
+import structlog
+
 from kmp_core.breaker import Breaker
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, deadline, detached, within
-from kmp_core.errors import BackendError, Conflict, InvalidInput
+from kmp_core.errors import BackendError, Conflict, DeadlineExceeded, InvalidInput, OutcomeUnknown, Unavailable
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
 from kmp_core.secrets import Secret, SecretStore
@@ -26,7 +28,7 @@ from kmp_storage.protocols import Cache
 from kmp_storage.redis_address import Password, RedisAddress
 from kmp_storage.redis_connections import Command, Connections
 from kmp_storage.redis_entries import Keys, decode, encode, is_number
-from kmp_storage.redis_errors import is_outage
+from kmp_storage.redis_errors import Untrusted, is_outage
 from kmp_storage.redis_leases import Leases
 from kmp_storage.redis_limits import Allowance, Limits
 from kmp_storage.redis_loads import Load, Loads, Look, Terms
@@ -100,10 +102,13 @@ class RedisCache(Provider, Cache):
         try:
             await self._check()
         except BackendError as error:
-            if settings.outage == "error" or not is_outage(error):
+            if settings.outage == "error" or isinstance(error, Untrusted) or not is_outage(error):
                 raise
+            structlog.get_logger(__name__).warning("redis_away_at_opening", project=self.project, cause=str(error))
         if self._near is not None:
-            hear = self._near.listen(self._connections, self._keys.channel, connect_timeout=connect_timeout)
+            hear = self._near.listen(
+                self._connections, self._keys, tracking=settings.near_tracking, connect_timeout=connect_timeout
+            )
             self._hearing = asyncio.create_task(hear, name="kmp-redis-changes", context=detached())
 
     async def _close(self) -> None:
@@ -113,6 +118,7 @@ class RedisCache(Provider, Cache):
         await self._leases.close()
         self._connections.close()
         await self._reads.close()
+        await asyncio.sleep(0)  # a turn of the event loop, in which the sockets are closed
 
     async def _check(self) -> None:
         await self._connections.ask(("PING",), seconds=within(None, self._timeout))
@@ -260,12 +266,14 @@ class RedisCache(Provider, Cache):
         if value is not None:
             self._hits += 1
             return value
+        away = False
         if self._unsaid:
             try:
                 await self._unsaid.say()
             except BackendError as error:
                 if not self._is_miss(error):
                     raise
+                away = True  # and what it would answer in the next moment may be old
         reservation = None if near is None else near.reserve(key)
 
         def looked(look: Look | None) -> None:
@@ -278,7 +286,7 @@ class RedisCache(Provider, Cache):
                 near.settle(key, reservation, found)
 
         try:
-            return await self._loads.get_or_load(key, terms, looked)
+            return await self._loads.get_or_load(key, terms, looked, away=away)
         finally:
             if near is not None and reservation is not None and not reservation.settled:
                 near.settle(key, reservation, None)
@@ -298,7 +306,8 @@ class RedisCache(Provider, Cache):
             return answers[: len(commands)]
         except BaseException as error:
             # Not what is not idempotent: a counter would begin anew, and somebody else's claim would be gone.
-            if idempotent and (not isinstance(error, BackendError) or is_outage(error)):
+            doubtful = asyncio.CancelledError | Unavailable | DeadlineExceeded | OutcomeUnknown
+            if idempotent and isinstance(error, doubtful):
                 self._unsaid.remember(keys)
             raise
         finally:

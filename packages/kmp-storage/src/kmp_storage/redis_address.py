@@ -25,7 +25,7 @@ Password = Callable[[], Awaitable[Secret]]
 """Gives the password as it is now."""
 
 _EXAMPLE = "redis://cache.internal:6379 or rediss://cache.internal:6380"
-_DEFAULT_PORT = 6379
+_DEFAULT_PORT, _SENTINEL_PORT = 6379, 26379
 
 
 class _Credentials(CredentialProvider):
@@ -40,6 +40,15 @@ class _Credentials(CredentialProvider):
 
 
 @dataclass(frozen=True, slots=True)
+class Sentinel:
+    """Who knows where the primary is: the nodes, how to log in there, and what they call it."""
+
+    nodes: tuple[tuple[str, int], ...]
+    service: str
+    login: RedisAddress
+
+
+@dataclass(frozen=True, slots=True)
 class RedisAddress:
     """One Redis server and a user of it."""
 
@@ -50,6 +59,7 @@ class RedisAddress:
     password: Password | None = field(default=None, repr=False)
     tls: bool = False
     tls_ca_file: str | None = None
+    sentinel: Sentinel | None = None
 
     @classmethod
     def read(cls, url: str, *, user: str, settings: RedisSettings, password: Password | None = None) -> RedisAddress:
@@ -58,20 +68,22 @@ class RedisAddress:
         `user` is who logs in where there is a password and nobody else is named. Raises `ConfigurationError`.
         """
         parts = _split(url)
+        nodes = _nodes(parts, several=settings.sentinel is not None)
         secret = _secret(parts, settings)
         password = _constant(secret) if password is None and secret is not None else password
         named = settings.username or (unquote(parts.username) if parts.username else None)
         return cls(
-            host=parts.hostname or "localhost",
-            port=parts.port or _DEFAULT_PORT,
+            host=nodes[0][0],
+            port=nodes[0][1],
             database=_database(parts),
             user=named or (user if password is not None else None),
             password=password,
             tls=parts.scheme == "rediss",
             tls_ca_file=None if settings.tls_ca_file is None else str(settings.tls_ca_file),
+            sentinel=None if settings.sentinel is None else _sentinel(nodes, parts, settings),
         )
 
-    def connection(self, connect_timeout: float) -> AbstractConnection:
+    def connection(self, connect_timeout: float | None) -> AbstractConnection:
         """A connection of redis-py that is not connected yet. It keeps no time of its own: its user does."""
         options: dict[str, Any] = {
             "host": self.host,
@@ -95,16 +107,37 @@ class RedisAddress:
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        _ = parts.port
     except ValueError:
-        raise _fault("is no URL, or its port is no number from 0 to 65535") from None
+        raise _fault("is no URL") from None
     if parts.scheme not in ("redis", "rediss"):
         raise _fault("must begin with redis:// or rediss://")
-    if not parts.netloc and parts.path:
+    if not parts.netloc:
         raise _fault("lacks the two slashes before the host")
     if parts.query or parts.fragment:
         raise _fault("takes no parameters; tune with KMP_STORAGE_REDIS_...")
     return parts
+
+
+def _nodes(parts: SplitResult, *, several: bool) -> list[tuple[str, int]]:
+    places = parts.netloc.rpartition("@")[2].split(",")
+    if len(places) > 1 and not several:
+        raise _fault("names several servers, which are Sentinels: set KMP_STORAGE_REDIS_SENTINEL, or name one")
+    nodes = []
+    for place in places:
+        try:
+            one = urlsplit(f"//{place}")
+            nodes.append((one.hostname or "localhost", one.port or (_SENTINEL_PORT if several else _DEFAULT_PORT)))
+        except ValueError:
+            raise _fault("has a port that is no number from 0 to 65535") from None
+    return nodes
+
+
+def _sentinel(nodes: list[tuple[str, int]], parts: SplitResult, settings: RedisSettings) -> Sentinel:
+    word = settings.sentinel_password
+    password = None if word is None else _constant(Secret(word.get_secret_value(), name="sentinel-password"))
+    ca = None if settings.tls_ca_file is None else str(settings.tls_ca_file)
+    login = RedisAddress(*nodes[0], password=password, tls=parts.scheme == "rediss", tls_ca_file=ca)
+    return Sentinel(tuple(nodes), settings.sentinel or "", login)
 
 
 def _database(parts: SplitResult) -> int:

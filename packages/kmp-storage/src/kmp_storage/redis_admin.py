@@ -10,10 +10,11 @@ replicated, so name every node, replicas too.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -48,7 +49,9 @@ class RedisAdmin(Provider):
         if not urls:
             raise ConfigurationError(Fault("urls", "names no node", example='RedisAdmin("redis://cache.internal")'))
         self.settings = RedisSettings.load() if settings is None else settings
-        self._addresses = [RedisAddress.read(url, user="default", settings=self.settings) for url in urls]
+        # The URLs name the administrator and the nodes; a service's own user and password are not meant.
+        here = self.settings.model_copy(update={"username": None, "password": None, "sentinel": None})
+        self._addresses = [RedisAddress.read(url, user="default", settings=here) for url in urls]
         self._timeout = self.settings.timeout.total_seconds()
 
     async def _open(self) -> None:
@@ -62,18 +65,25 @@ class RedisAdmin(Provider):
     async def _close(self) -> None:
         for node in self._nodes:
             node.close()
+        await asyncio.sleep(0)  # a turn of the event loop, in which the sockets are closed
 
     async def _check(self) -> None:
         for node in self._nodes:
             await self._ask(node, "PING")
 
     async def provision(
-        self, project: str, *, password: Secret | None = None, timeout: Timeout = "30s"
+        self,
+        project: str,
+        *,
+        password: Secret | None = None,
+        placement: Literal["shared", "dedicated"] = "shared",
+        timeout: Timeout = "30s",
     ) -> Secret | None:
         """Let the project in, on every node, with exactly these rights; what it had beyond them is taken.
 
         Returns the password where a new one was made: where none was given and the project had none. A given one
-        replaces the old ones.
+        replaces the old ones. On a server that is the project's own (`dedicated`) it may use client tracking too,
+        which elsewhere would tell it the names of its neighbours' keys.
         """
         self.ensure_open()
         user = backend_name(Project(project), "redis")
@@ -85,7 +95,8 @@ class RedisAdmin(Provider):
             if password is not None:
                 # Its hash, so that the password itself is never on the way or in a slow log.
                 hashes = [hashlib.sha256(password.reveal().encode()).hexdigest()]
-            rules = ("reset", "on", f"~{user}:*", f"&{user}:*", *(f"+{command}" for command in COMMANDS))
+            commands = (*COMMANDS, "client|tracking") if placement == "dedicated" else COMMANDS
+            rules = ("reset", "on", f"~{user}:*", f"&{user}:*", *(f"+{command}" for command in commands))
             for node in self._nodes:
                 # One command, so there is no moment in which the user has less than before and is thrown out.
                 await self._ask(node, "ACL", "SETUSER", user, *rules, *(f"#{one}" for one in hashes))

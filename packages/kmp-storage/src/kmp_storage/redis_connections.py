@@ -17,10 +17,10 @@ from kmp_core.errors import BackendError, DeadlineExceeded, PoolExhausted, Unava
 from kmp_core.plugins import extra
 from kmp_storage.redis_address import RedisAddress, unanswered
 from kmp_storage.redis_errors import ERRORS
+from kmp_storage.redis_sentinel import locate
 
 with extra("redis", install="kmp-storage[redis]"):
     import hiredis
-    from redis.asyncio.connection import AbstractConnection
     from redis.exceptions import ReadOnlyError, ResponseError
 
 __all__ = ["Channel", "Command", "Connections"]
@@ -37,8 +37,8 @@ class Channel:
 
     __slots__ = ("_connection", "_expired", "_scope", "_transport", "broken", "reused")
 
-    def __init__(self, connection: AbstractConnection) -> None:
-        self._connection: Any = connection
+    def __init__(self) -> None:
+        self._connection: Any = None
         self._transport: Any = None
         self._scope: asyncio.Timeout | None = None
         self._expired = False
@@ -50,6 +50,8 @@ class Channel:
         self._scope = asyncio.timeout_at(due)
         try:
             async with self._scope:
+                left = due - asyncio.get_running_loop().time()
+                self._connection = (await locate(address, seconds=left)).connection(None)
                 await self._connection.connect()
         except TimeoutError as error:
             self.discard()
@@ -60,6 +62,7 @@ class Channel:
             if translated is None:
                 raise
             raise translated from error
+        self._connection._parser.set_invalidation_push_handler(_as_it_is)  # or the driver would swallow it
         self._transport = self._connection._writer.transport  # no public way: disconnect() waits to flush
 
     def give_up(self) -> None:
@@ -101,7 +104,7 @@ class Channel:
             self.broken = True  # a primary that became a replica: the next connection finds the new one
         return answers
 
-    async def say(self, *command: str) -> None:
+    async def say(self, command: Command) -> None:
         """Send a command and leave its answer to `heard`."""
         with ERRORS.translating():
             await self._connection.send_packed_command([pack_command(command)], check_health=False)
@@ -125,11 +128,16 @@ class Channel:
     def discard(self) -> None:
         """Cut the connection and let go of it."""
         self.abort()
-        self._connection._close()
+        if self._connection is not None:
+            self._connection._close()
 
     def _expire(self) -> None:
         self._expired = True
         self.abort()
+
+
+async def _as_it_is(message: Any) -> Any:
+    return message
 
 
 class Connections:
@@ -191,17 +199,15 @@ class Connections:
             finally:
                 self._release(channel)
 
-    async def subscribe(self, *names: str, seconds: float) -> Channel:
-        """A connection of its own that hears these channels; its user discards it."""
+    async def listen(self, command: Command, *, seconds: float) -> Channel:
+        """A connection of its own on which this command has the server push messages; its user discards it."""
         due = self._due(seconds)
-        channel = Channel(self.address.connection(self._connect_timeout))
+        channel = Channel()
         await channel.connect(due, self.address)
         try:
-            await channel.ask([pack_command(("SUBSCRIBE", *names))], 0, due)
-            for _ in names:
-                answer = await channel.heard(max(0.0, due - asyncio.get_running_loop().time()))
-                if answer is None:
-                    raise unanswered(self.address)
+            await channel.say(command)
+            if await channel.heard(max(0.0, due - asyncio.get_running_loop().time())) is None:
+                raise unanswered(self.address)
         except BaseException:
             channel.discard()
             raise
@@ -264,7 +270,7 @@ class Connections:
         return None
 
     async def _connect(self, due: float) -> Channel:
-        channel = Channel(self.address.connection(self._connect_timeout))
+        channel = Channel()
         self._connecting.add(channel)
         try:
             loop = asyncio.get_running_loop()

@@ -52,16 +52,22 @@ class Found:
 class Keys:
     """The names in Redis of what one project keeps."""
 
-    __slots__ = ("_lease", "_limit", "_lock", "_token", "_value", "channel")
+    __slots__ = ("_lease", "_limit", "_lock", "_token", "_value", "channel", "tracked")
 
     def __init__(self, project: Project) -> None:
         name = backend_name(project, "redis")
         self.channel = f"{name}:changed"
         self._value, self._lease, self._lock, self._token, self._limit = (f"{name}:{kind}:{{." for kind in "vlktr")
+        self.tracked = ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._value)
 
     def value(self, key: str) -> bytes:
         """Where a value is."""
         return f"{self._value}{key}}}".encode()
+
+    def key_of(self, name: bytes) -> str | None:
+        """The key of a value's name in Redis; None for another name."""
+        text = name.decode(errors="replace")
+        return text[len(self._value) : -1] if text.startswith(self._value) else None
 
     def lease(self, key: str) -> bytes:
         """Where it stands who loads it."""

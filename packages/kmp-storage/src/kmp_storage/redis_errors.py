@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 from kmp_core.deadlines import remaining
 from kmp_core.errors import (
     AccessDenied,
@@ -19,12 +21,20 @@ from kmp_core.plugins import extra
 with extra("redis", install="kmp-storage[redis]"):
     from redis import exceptions
 
-__all__ = ["ERRORS", "is_outage"]
+__all__ = ["ERRORS", "Untrusted", "is_outage"]
 
 _BACKEND = "redis"
 
 
+class Untrusted(Unavailable):
+    """Something answers, and its certificate does not hold: at the start of a service a fault, and no outage."""
+
+
 def _unavailable(error: BaseException) -> KmpError:
+    if isinstance(error.__context__, ssl.SSLCertVerificationError):
+        return Untrusted(
+            f"the certificate of Redis does not hold: {error.__context__.verify_message}", backend=_BACKEND
+        )
     return Unavailable(f"Redis does not answer: {error}", backend=_BACKEND)
 
 

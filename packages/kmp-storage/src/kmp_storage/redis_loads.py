@@ -72,12 +72,14 @@ class Loads:
         self.flights = Flights()
         self.count = self.written = 0
 
-    async def get_or_load(self, key: str, terms: Terms, looked: Callable[[Look | None], None]) -> bytes | None:
+    async def get_or_load(
+        self, key: str, terms: Terms, looked: Callable[[Look | None], None], *, away: bool = False
+    ) -> bytes | None:
         """The value, found or loaded; `looked` is told what the first look found, None where Redis is away."""
         counted = False
         while True:
             try:
-                look = await self.look(key)
+                look = None if away else await self.look(key)
             except BackendError as error:
                 if self._settings.outage == "error" or not is_outage(error):
                     raise
@@ -89,8 +91,8 @@ class Loads:
                 due = look.found is not None and look.found.is_due and not self._waits(key)
                 return await self._refresh(key, terms, look.found) if due and look.found else look.value
             if not self.flights.flying(key):
-                away = look is None
-                return (await self.flights.lead(key, partial(self._load_when_free, key, terms, away=away))).value
+                load = partial(self._load_when_free, key, terms, away=look is None)
+                return (await self.flights.lead(key, load)).value
             landed = await self.flights.join(key)
             if landed is not None:
                 return landed.value

@@ -9,7 +9,7 @@ import time
 
 from kmp_core.errors import KmpError
 from kmp_storage.redis_connections import Channel, Connections
-from kmp_storage.redis_entries import Found
+from kmp_storage.redis_entries import Found, Keys
 
 __all__ = ["Near", "Reservation"]
 
@@ -94,16 +94,17 @@ class Near:
             reservation.spoilt = True
         self._reserved.clear()
 
-    async def listen(self, connections: Connections, channel: str, *, connect_timeout: float) -> None:
-        """Hear of changes for ever: live while the channel is heard, empty from the moment in which it is not."""
+    async def listen(self, connections: Connections, keys: Keys, *, tracking: bool, connect_timeout: float) -> None:
+        """Hear of changes for ever: live while they are heard, empty from the moment in which they are not."""
+        command = keys.tracked if tracking else ("SUBSCRIBE", keys.channel)
         pause = _FIRST_PAUSE
         while True:
             heard: Channel | None = None
             with contextlib.suppress(KmpError):
-                heard = await connections.subscribe(channel, seconds=connect_timeout)
+                heard = await connections.listen(command, seconds=connect_timeout)
                 self.live, pause = True, _FIRST_PAUSE
                 try:
-                    await self._hear(heard)
+                    await self._hear(heard, keys)
                 finally:
                     self.live = False
                     self.clear()
@@ -111,16 +112,24 @@ class Near:
             await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads processes, no secret
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    async def _hear(self, channel: Channel) -> None:
+    async def _hear(self, channel: Channel, keys: Keys) -> None:
         while True:
             said = await channel.heard(self._ttl)
             if said is None:
                 # Silence is suspicious: a peer that is gone says nothing either. What is kept ends by itself meanwhile.
-                await channel.say("PING")
+                await channel.say(("PING",))
                 if await channel.heard(self._ttl) is None:
                     return
             elif isinstance(said, list) and len(said) == 3 and said[0] == b"message":
                 self.drop(*said[2].decode(errors="replace").split("\n"))
+            elif isinstance(said, list) and len(said) == 2 and said[0] == b"invalidate":
+                self._changed(said[1], keys)
+
+    def _changed(self, names: list[bytes] | None, keys: Keys) -> None:
+        if names is None:  # the whole database was flushed
+            self.clear()
+        else:
+            self.drop(*(key for name in names if (key := keys.key_of(name)) is not None))
 
     def _put(self, key: str, entry: tuple[float, bytes]) -> None:
         self._forget(key)

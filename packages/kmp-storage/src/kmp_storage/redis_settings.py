@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ByteSize, Field, SecretStr
+from pydantic import ByteSize, Field, SecretStr, field_validator
 
 from kmp_core.deadlines import Duration
 from kmp_core.settings import Settings
@@ -25,6 +25,14 @@ class RedisSettings(Settings, prefix="storage.redis"):
 
     password_secret: str | None = None
     """The name of a secret that holds the password: asked anew for each connection, so that it may be rotated."""
+
+    sentinel: str | None = None
+    """What the Sentinels call the primary, where the URL names them (`redis://one:26379,two:26379`) and not a server.
+
+    They are asked for the primary with each new connection, so that a failover is followed."""
+
+    sentinel_password: SecretStr | None = None
+    """The password that the Sentinels themselves ask for, where they do."""
 
     tls_ca_file: Path | None = None
     """Certificates of the authorities that may sign the server's, for `rediss:`; the system's where None."""
@@ -62,5 +70,18 @@ class RedisSettings(Settings, prefix="storage.redis"):
     near_max_bytes: ByteSize = Field(default=ByteSize(0), ge=0)
     """Bytes of values that this process keeps beside Redis and serves without asking; 0 keeps none."""
 
+    near_tracking: bool = False
+    """Whether the server itself says what changed (client tracking), expiry and eviction included. Only for a server
+    that is the project's own, since tracking shows the names of all keys that begin alike: provision the project with
+    `placement="dedicated"`. Otherwise the project's own channel says it."""
+
     near_ttl: Duration = Field(default=timedelta(seconds=2), gt=timedelta(0))
     """How long such a value is served at most: the bound of staleness where a message of its change was lost."""
+
+    @field_validator("tls_ca_file")
+    @classmethod
+    def _is_there(cls, path: Path | None) -> Path | None:
+        # At once: later it would look like a server that is away.
+        if path is not None and not path.is_file():
+            raise ValueError("is no file; for example /etc/ssl/redis-authority.pem")
+        return path

@@ -15,6 +15,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Literal, TypeVar
 from urllib.parse import quote
 
@@ -37,6 +38,21 @@ T = TypeVar("T")
 Placement = Literal["database", "shared"]
 BackupHook = Callable[[Project], Awaitable[None]]
 
+_ENFORCE = """
+    WITH bound AS (
+        SELECT r.rolname, substring(c from '=([0-9]+)ms$')::bigint * interval '1 millisecond' AS most
+        FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole, unnest(s.setconfig) c
+        WHERE s.setdatabase = 0 AND c LIKE 'statement_timeout=%ms'
+    ), beyond AS (
+        SELECT a.pid, a.state FROM pg_stat_activity a JOIN bound b ON a.usename = b.rolname
+        WHERE a.state <> 'idle'
+        AND clock_timestamp() - CASE a.state WHEN 'active' THEN a.query_start ELSE a.state_change END > b.most
+    )
+    SELECT count(*) FILTER (
+        WHERE CASE state WHEN 'active' THEN pg_cancel_backend(pid) ELSE pg_terminate_backend(pid) END
+    ) FROM beyond
+"""
+
 _LOCK = 0x6B6D70  # "kmp": one provisioning at a time
 _PASSWORD = re.compile(r"[\x21-\x7e]{16,128}", re.ASCII)
 
@@ -47,12 +63,16 @@ class Quota:
 
     connections: int = 50
     temp_file_bytes: int = 10 << 30
+    statement_time: timedelta = timedelta(minutes=30)
+    """Bound by `TimescaleAdmin.enforce`; before that only the session's own default, which a project may lift."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.connections <= 10_000:
             raise InvalidInput("quota, connections", "must be between 1 and 10000", example="50")
         if not 1 << 20 <= self.temp_file_bytes <= 1 << 40:
             raise InvalidInput("quota, temp_file_bytes", "must be between 1 MiB and 1 TiB", example=str(10 << 30))
+        if not timedelta(seconds=1) <= self.statement_time <= timedelta(days=7):
+            raise InvalidInput("quota, statement_time", "must be between a second and a week", example='"30m"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +190,16 @@ class TimescaleAdmin(Provider):
         async with self._pool.acquire() as connection:
             await self._set_password(connection, name, password)
 
+    async def enforce(self) -> int:
+        """Look once for what runs beyond its project's statement time, end it, and return how many there were.
+
+        A statement is cancelled; a session that sits in an open transaction as long is ended. A role may lift its own
+        `statement_timeout`, so call this every few seconds from an operator's process.
+        """
+        self.ensure_open()
+        async with self._pool.acquire() as connection:
+            return int(await connection.fetch_value(_ENFORCE))
+
     # Making
 
     async def _make_role(
@@ -185,6 +215,8 @@ class TimescaleAdmin(Provider):
             f"CONNECTION LIMIT {quota.connections}"
         )
         await connection.execute(f"ALTER ROLE {role} SET temp_file_limit = '{quota.temp_file_bytes >> 10}kB'")
+        milliseconds = quota.statement_time // timedelta(milliseconds=1)
+        await connection.execute(f"ALTER ROLE {role} SET statement_timeout = '{milliseconds}ms'")
         await connection.execute(f"ALTER ROLE {role} SET search_path = {role}, public")
         if password is not None:
             await self._set_password(connection, name, password)

@@ -9,15 +9,27 @@ from typing import Any
 from kmp_core.deadlines import Timeout
 from kmp_core.errors import Conflict
 from kmp_core.postgres import Connection, Progress
+from kmp_storage.embedded.columns import kept_kind
 from kmp_storage.embedded.timeseries.schema import quoted
-from kmp_storage.timescale_codec import TimescaleCodec
+from kmp_storage.timescale_codec import SQL_TYPES, TimescaleCodec
 from kmp_storage.timescale_schema import Place
 
-__all__ = ["delete_older", "write"]
+__all__ = ["FEW", "delete_older", "staged", "write", "write_few"]
 
 Rows = Iterator[Sequence[Any]] | AsyncIterator[Sequence[Any]]
 
+FEW = 500
+"""Up to so many rows that count once go as arrays."""
+
 _DELETED_AT_ONCE = 20_000
+
+
+def staged(codec: TimescaleCodec[Any], rows: object) -> bool:
+    """Whether rows go through a staging table: those that count once, and those that come as somebody else finds time.
+
+    An insert that made a new chunk keeps all others from that chunk until its transaction ends, so it must be short.
+    """
+    return bool(codec.unique) or isinstance(rows, AsyncIterator)
 
 
 async def write(
@@ -26,16 +38,14 @@ async def write(
     codec: TimescaleCodec[Any],
     rows: Rows,
     *,
-    first_row: int = 0,
     progress: Progress | None = None,
     timeout: Timeout = None,
 ) -> int:
     """Store rows and return how many were new, inside a transaction. Raises `Conflict` naming the row.
 
-    Rows that come as somebody else finds time go through the staging table too: an insert that made a new chunk keeps
-    everybody else from that chunk until its transaction ends.
+    Where `staged` says so, each row ends with its number.
     """
-    if not codec.unique and not isinstance(rows, AsyncIterator):
+    if not staged(codec, rows):
         return await connection.copy(
             codec.series, rows, columns=codec.columns, schema=place.schema, progress=progress, timeout=timeout
         )
@@ -46,9 +56,9 @@ async def write(
         f"SELECT {columns}, 0::bigint AS _kmp_row FROM {place.table(codec.series)} WITH NO DATA",
         timeout=timeout,
     )
-    staged = await connection.copy(
+    count = await connection.copy(
         stage,
-        _numbered(rows, first_row),
+        rows,
         columns=(*codec.columns, "_kmp_row"),
         schema="pg_temp",
         progress=progress,
@@ -60,9 +70,29 @@ async def write(
         timeout=timeout,
     )
     new = int(tag.rpartition(" ")[2])
-    if codec.unique and new != staged:
-        await _refuse_other_values(connection, place, codec, stage, timeout)
+    if codec.unique and new != count:
+        await _refuse_other_values(connection, place, codec, f"pg_temp.{quoted(stage)}", timeout=timeout)
     await connection.execute(f"DROP TABLE pg_temp.{quoted(stage)}", timeout=timeout)
+    return new
+
+
+async def write_few(
+    connection: Connection, place: Place, codec: TimescaleCodec[Any], rows: Sequence[Sequence[Any]]
+) -> int:
+    """The same for a few numbered rows that count once: as arrays, since a temporary table costs more than they do."""
+    kinds = [SQL_TYPES[kept_kind(field)].partition(" COLLATE")[0] for field in codec.fields.values()]
+    arrays = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate((*kinds, "bigint"), start=1))
+    columns = ", ".join(map(quoted, codec.columns))
+    source = f"(SELECT * FROM unnest({arrays}) AS given({columns}, _kmp_row))"  # noqa: S608 - names are allow-listed
+    arguments = [list(column) for column in zip(*rows, strict=True)]
+    tag = await connection.execute(
+        f"INSERT INTO {place.table(codec.series)} ({columns}) "  # noqa: S608 - names are allow-listed
+        f"SELECT {columns} FROM {source} AS s {_ignoring(codec)}",
+        *arguments,
+    )
+    new = int(tag.rpartition(" ")[2])
+    if new != len(rows):
+        await _refuse_other_values(connection, place, codec, source, *arguments)
     return new
 
 
@@ -89,21 +119,13 @@ def _ignoring(codec: TimescaleCodec[Any]) -> str:
     return f"ON CONFLICT ({key}) DO NOTHING" if codec.unique else ""
 
 
-def _numbered(rows: Rows, first: int) -> Rows:
-    if isinstance(rows, AsyncIterator):
-        return _numbered_as_they_come(rows, first)
-    return (((*row, number)) for number, row in enumerate(rows, start=first))
-
-
-async def _numbered_as_they_come(rows: AsyncIterator[Sequence[Any]], first: int) -> AsyncIterator[Sequence[Any]]:
-    number = first
-    async for row in rows:
-        yield (*row, number)
-        number += 1
-
-
 async def _refuse_other_values(
-    connection: Connection, place: Place, codec: TimescaleCodec[Any], stage: str, timeout: Timeout
+    connection: Connection,
+    place: Place,
+    codec: TimescaleCodec[Any],
+    source: str,
+    *arguments: Any,
+    timeout: Timeout = None,
 ) -> None:
     """Some rows were there already: fine where they are the same."""
     others = [name for name in codec.columns if name != "time" and name not in codec.unique]
@@ -113,8 +135,9 @@ async def _refuse_other_values(
     differs = " OR ".join(f"t.{quoted(name)} IS DISTINCT FROM s.{quoted(name)}" for name in others)
     keys = ", ".join(f"s.{quoted(name)}" for name in ("time", *codec.unique))
     row = await connection.fetch_row(
-        f"SELECT s._kmp_row, {keys} FROM pg_temp.{quoted(stage)} s "  # noqa: S608 - names are allow-listed
+        f"SELECT s._kmp_row, {keys} FROM {source} s "  # noqa: S608 - names are allow-listed
         f"JOIN {place.table(codec.series)} t ON {same} WHERE {differs} ORDER BY s._kmp_row LIMIT 1",
+        *arguments,
         timeout=timeout,
     )
     if row is None:

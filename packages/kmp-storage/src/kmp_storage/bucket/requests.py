@@ -6,9 +6,11 @@ whole path segments, and does not show the checksums that the server keeps: thos
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from http import HTTPStatus
+from typing import Any
 from xml.etree import ElementTree
 
 from kmp_core.errors import (
@@ -36,6 +38,7 @@ __all__ = ["Answer", "Requests", "texts"]
 Answer = httpx.Response
 
 _BACKEND = "s3"
+_SLICE_BYTES = 256 << 10
 _UNKNOWN_CALLER = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 # What servers that keep objects as files cannot hold, which Amazon's can (versitygw's own codes).
 _UNSTORABLE = {
@@ -52,6 +55,8 @@ class Requests:
     def __init__(self, address: Address, bucket: str, *, connections: int) -> None:
         self._address = address
         self._bucket = bucket
+        self._running: set[asyncio.Task[Answer]] = set()
+        self._closed = False
         # The caller's deadline bounds everything; httpx keeps no time of its own.
         self._client = httpx.AsyncClient(
             timeout=None,  # noqa: S113
@@ -61,6 +66,12 @@ class Requests:
         )
 
     async def close(self) -> None:
+        """End what is under way; a connection that is still being made would outlive its pool."""
+        self._closed = True
+        running = tuple(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await self._client.aclose()
 
     def path(self, key: str) -> str:
@@ -74,7 +85,7 @@ class Requests:
         *,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        content: bytes = b"",
+        content: bytes | bytearray = b"",
         content_hash: str | None = None,
     ) -> Answer:
         """Send one request and return the answer, or raise what it stands for."""
@@ -89,15 +100,38 @@ class Requests:
             key=await self._address.keys(),
             region=self._address.region,
         )
-        if self._client.is_closed:
+        if self._closed:
             raise LifecycleError("the bucket was closed while the call was running")
         url = f"{self._address.endpoint}{path}" + (f"?{text}" if text else "")
         with table_for(method, _BACKEND).translating():
-            answer = await self._client.request(method, url, headers=sent, content=content)
+            if len(content) > _SLICE_BYTES:
+                # Whole, it would be copied by every layer below.
+                sent["content-length"] = str(len(content))
+                answer = await self._run(self._client.request(method, url, headers=sent, content=_slices(content)))
+            else:
+                answer = await self._run(self._client.request(method, url, headers=sent, content=bytes(content)))
         error = _error(answer, key, self._bucket)
         if error is not None:
             raise error
         return answer
+
+    async def _run(self, request: Coroutine[Any, Any, Answer]) -> Answer:
+        task = asyncio.create_task(request)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if self._closed and (current is None or not current.cancelling()):
+                raise LifecycleError("the bucket was closed while the call was running") from None
+            raise
+
+
+async def _slices(content: bytes | bytearray) -> AsyncIterator[bytes]:
+    view = memoryview(content)
+    for start in range(0, len(view), _SLICE_BYTES):
+        yield bytes(view[start : start + _SLICE_BYTES])
 
 
 def texts(answer: Answer, name: str) -> list[str]:

@@ -45,6 +45,7 @@ __all__ = ["S3Bucket", "S3Settings"]
 T = TypeVar("T")
 
 _PAGE = 1000
+_THREAD_BYTES = 256 << 10
 _HEADS_AT_ONCE = 16
 _EVERYTHING = sys.maxsize
 _LARGEST_CHUNK = 64 << 20
@@ -228,10 +229,10 @@ class S3Bucket(Provider, Bucket):
             raise Conflict(f"what is stored under {key!r} is not what was expected", project=self.project, key=key)
         return {"if-match": server_tag(if_match)}
 
-    async def _put(self, terms: _Terms, parts: AsyncGenerator[bytes, None]) -> BucketEntry:
-        first = await anext(parts, b"")
+    async def _put(self, terms: _Terms, parts: AsyncGenerator[bytearray, None]) -> BucketEntry:
+        first = await anext(parts, bytearray())
         small, typed = len(first) < self.settings.part_bytes, terms.content_type is not None
-        checksum, header = await asyncio.to_thread(checksum_header, first) if small else (None, {})
+        checksum, header = await _checksum(first) if small else (None, {})
         mark = Mark.now(checksum=checksum, part_bytes=None if small else self.settings.part_bytes, typed=typed)
         headers = describe(mark, terms.content_type, terms.metadata, terms.key)
         try:
@@ -250,7 +251,9 @@ class S3Bucket(Provider, Bucket):
         tag = f"{etag}.{mark.version}"
         return BucketEntry(terms.key, size, tag, mark.modified, terms.content_type, checksum, terms.metadata)
 
-    async def _put_small(self, terms: _Terms, content: bytes, headers: Mapping[str, str], checksum: str | None) -> str:
+    async def _put_small(
+        self, terms: _Terms, content: bytearray, headers: Mapping[str, str], checksum: str | None
+    ) -> str:
         sent = {**headers, **terms.condition}
 
         async def put() -> str:
@@ -263,7 +266,7 @@ class S3Bucket(Provider, Bucket):
 
     async def _parts(
         self, key: str, chunks: AsyncIterator[bytes], seconds: float | None
-    ) -> AsyncGenerator[bytes, None]:
+    ) -> AsyncGenerator[bytearray, None]:
         """The content in parts of the same size, the last one smaller or none."""
         size = self.settings.part_bytes
         buffer = bytearray()
@@ -279,11 +282,11 @@ class S3Bucket(Provider, Bucket):
                 buffer += taken
                 rest = rest[len(taken) :]
                 if len(buffer) == size:
-                    part, buffer = bytes(buffer), bytearray()
+                    part, buffer = buffer, bytearray()
                     yield part
                     del part
         if buffer:
-            yield bytes(buffer)
+            yield buffer
 
     async def _copy(self, source: str, target: str) -> BucketEntry:
         try:
@@ -370,7 +373,14 @@ class S3Bucket(Provider, Bucket):
             query["continuation-token"] = token
 
 
-async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _checksum(content: bytearray) -> tuple[str, dict[str, str]]:
+    # A thread costs more than what it saves the event loop where the content is small.
+    if len(content) < _THREAD_BYTES:
+        return checksum_header(content)
+    return await asyncio.to_thread(checksum_header, content)
+
+
+async def _chain(first: bytearray, rest: AsyncIterator[bytearray]) -> AsyncIterator[bytearray]:
     yield first
     del first
     async for part in rest:

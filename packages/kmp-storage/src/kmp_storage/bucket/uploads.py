@@ -7,6 +7,7 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -23,10 +24,17 @@ _ABORT_SECONDS = 30.0
 _CHECKSUM = "x-amz-checksum-sha256"
 
 
-def checksum_header(content: bytes) -> tuple[str, dict[str, str]]:
+def checksum_header(content: bytes | bytearray) -> tuple[str, dict[str, str]]:
     """The SHA-256 of a content in hexadecimal, and the header by which the server verifies and keeps it."""
     digest = hashlib.sha256(content).digest()
     return digest.hex(), {_CHECKSUM: base64.b64encode(digest).decode()}
+
+
+@dataclass(slots=True)
+class _Upload:
+    key: str
+    id: str
+    running: asyncio.Task[str] | None = None
 
 
 class Uploads:
@@ -39,24 +47,23 @@ class Uploads:
     async def put(
         self,
         key: str,
-        parts: AsyncIterator[bytes],
+        parts: AsyncIterator[bytearray],
         *,
         description: Mapping[str, str],
         condition: Mapping[str, str],
         seconds: float | None,
     ) -> tuple[str, int]:
         """Send the parts and return the ETag and the size; `seconds` bounds each step. Aborts where it fails."""
-        upload = await self._begin(key, description, seconds)
+        upload = _Upload(key, await self._begin(key, description, seconds))
         try:
-            done, size = await self._send(key, upload, parts, seconds)
+            done, size = await self._send(upload, parts, seconds)
+            content = f"<CompleteMultipartUpload>{''.join(done)}</CompleteMultipartUpload>".encode()
             async with deadline(seconds, what=f"completing {key!r}", backend="s3"):
-                listed = "".join(done)
-                content = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
                 answer = await self._requests.send(
-                    "POST", key, query={"uploadId": upload}, headers=condition, content=content
+                    "POST", key, query={"uploadId": upload.id}, headers=condition, content=content
                 )
         except BaseException:
-            await self._regardless(self._abort(key, upload))
+            await self._regardless(self._give_up(upload))
             raise
         return texts(answer, "ETag")[0].strip('"'), size
 
@@ -72,37 +79,30 @@ class Uploads:
             raise
 
     async def _send(
-        self, key: str, upload: str, parts: AsyncIterator[bytes], seconds: float | None
+        self, upload: _Upload, parts: AsyncIterator[bytearray], seconds: float | None
     ) -> tuple[list[str], int]:
         """Send one part while the next is being received."""
         done: list[str] = []
         size = number = 0
-        running: asyncio.Task[str] | None = None
-        try:
-            async for part in parts:
-                number, size = number + 1, size + len(part)
-                if number > _MOST_PARTS:
-                    problem = f"has more than {_MOST_PARTS} parts"
-                    raise InvalidInput("content", problem, example="KMP_STORAGE_S3_PART_BYTES=64MiB", key=key)
-                if running is not None:
-                    done.append(await running)
-                running = asyncio.create_task(self._part(key, upload, number, part, seconds), context=detached())
-                del part
-            if running is not None:
-                done.append(await running)
-        except BaseException:
-            if running is not None:
-                running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
-            raise
+        async for part in parts:
+            number, size = number + 1, size + len(part)
+            if number > _MOST_PARTS:
+                problem = f"has more than {_MOST_PARTS} parts"
+                raise InvalidInput("content", problem, example="KMP_STORAGE_S3_PART_BYTES=64MiB", key=upload.key)
+            if upload.running is not None:
+                done.append(await asyncio.shield(upload.running))
+            upload.running = self._task(self._part(upload, number, part, seconds))
+            del part
+        if upload.running is not None:
+            done.append(await asyncio.shield(upload.running))
         return done, size
 
-    async def _part(self, key: str, upload: str, number: int, content: bytes, seconds: float | None) -> str:
+    async def _part(self, upload: _Upload, number: int, content: bytearray, seconds: float | None) -> str:
         checksum, header = await asyncio.to_thread(checksum_header, content)
-        query = {"partNumber": str(number), "uploadId": upload}
-        async with deadline(seconds, what=f"putting part {number} of {key!r}", backend="s3"):
+        query = {"partNumber": str(number), "uploadId": upload.id}
+        async with deadline(seconds, what=f"putting part {number} of {upload.key!r}", backend="s3"):
             answer = await self._requests.send(
-                "PUT", key, query=query, headers=header, content=content, content_hash=checksum
+                "PUT", upload.key, query=query, headers=header, content=content, content_hash=checksum
             )
         return (
             f"<Part><PartNumber>{number}</PartNumber><ETag>{answer.headers['etag']}</ETag>"
@@ -129,6 +129,20 @@ class Uploads:
         with suppress(KmpError):
             async with deadline(_ABORT_SECONDS):
                 await self._abort(key, texts(await create, "UploadId")[0])
+
+    async def _give_up(self, upload: _Upload) -> None:
+        """Abort when the part that is on its way has arrived: one that arrives later begins the upload anew.
+
+        AWS, AbortMultipartUpload: "it might be necessary to abort a given multipart upload multiple times".
+        """
+        unclear = False
+        if upload.running is not None:
+            (outcome,) = await asyncio.gather(upload.running, return_exceptions=True)
+            unclear = isinstance(outcome, BaseException)
+        await self._abort(upload.key, upload.id)
+        if unclear:
+            await asyncio.sleep(1)
+            await self._abort(upload.key, upload.id)
 
     async def _abort(self, key: str, upload: str) -> None:
         """Abort it, again and again for a while where the server does not answer; the sweep gets what remains."""

@@ -80,9 +80,7 @@ def _split(url: str) -> SplitResult:
     except ValueError:
         raise _fault("is no URL, or its port is no number from 0 to 65535") from None
     if parts.scheme.endswith("+ssc"):
-        raise _fault(
-            "would trust any certificate; use +s, with KMP_STORAGE_NEO4J_TLS_CA_FILE for an authority of yours"
-        )
+        raise _fault("would trust any certificate; use +s, and KMP_STORAGE_NEO4J_TLS_CA_FILE for your own authority")
     if parts.scheme not in _SCHEMES:
         raise _fault("must begin with neo4j://, neo4j+s://, bolt:// or bolt+s://")
     if not parts.netloc and parts.path:

@@ -1,4 +1,4 @@
-"""Between node and edge classes and Neo4j's properties, which are typed: a time is a time there, and bytes are bytes."""
+"""Between node and edge classes and Neo4j's properties, which are typed: a time is a time there."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""Transactions with deadlines: each of ours is the server's too, and what a cancelled call leaves is never used again."""
+"""Transactions with deadlines: each of ours is the server's too. What a cancelled call leaves is never used again."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
-from typing import Any, Literal, LiteralString, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 from kmp_core.breaker import Breaker
 from kmp_core.deadlines import deadline, detached, remaining
-from kmp_core.errors import DeadlineExceeded, InvalidInput, OutcomeUnknown, Unavailable
+from kmp_core.errors import DeadlineExceeded, InvalidInput, OutcomeUnknown, PoolExhausted, Unavailable
 from kmp_core.plugins import extra
 from kmp_core.retries import Retries
 from kmp_storage.neo4j.address import Neo4jAddress
@@ -28,6 +28,7 @@ Access = Literal["READ", "WRITE"]
 Transaction = neo4j.AsyncTransaction
 
 _GRACE_SECONDS = 2.0
+_UNBOUNDED = 100_000
 
 
 class Connections:
@@ -37,15 +38,17 @@ class Connections:
         self._settings = settings
         self._bookmarks = neo4j.AsyncGraphDatabase.bookmark_manager()
         # A pause that is short enough to be back within seconds of the server's return.
-        self._retries = Retries(BACKEND, breaker=Breaker(BACKEND, longest_pause="2s"))
+        self._retries = Retries(BACKEND, breaker=Breaker(BACKEND, longest_pause="1s"))
+        self._slots = asyncio.Semaphore(settings.pool_size)
         self._running = 0
         self._idle = asyncio.Event()
         self._closed = False
         self._left: dict[neo4j.AsyncSession, asyncio.Task[None]] = {}
         with ERRORS.translating():
             self._driver = address.driver(
-                max_connection_pool_size=settings.pool_size,
-                connection_acquisition_timeout=settings.acquire_timeout.total_seconds(),
+                # Our slots bound the pool, first come, first served: the driver's wakes every waiter for each free one.
+                max_connection_pool_size=_UNBOUNDED,
+                connection_acquisition_timeout=settings.connect_timeout.total_seconds(),
                 connection_timeout=settings.connect_timeout.total_seconds(),
                 connection_write_timeout=settings.timeout.total_seconds(),
                 notifications_min_severity=neo4j.NotificationMinimumSeverity.OFF,
@@ -58,7 +61,7 @@ class Connections:
 
     async def follow(self, bookmarks: Iterable[str]) -> None:
         """Have the next calls see at least this."""
-        await self._bookmarks.update_bookmarks((), bookmarks)
+        await self._bookmarks.update_bookmarks((), frozenset(bookmarks))
 
     async def close(self) -> None:
         """Let running calls end for a moment, then close everything."""
@@ -92,7 +95,7 @@ class Connections:
 
         async def work(transaction: Transaction) -> list[neo4j.Record]:
             with _sendable():
-                result = await transaction.run(_text(cypher), dict(parameters))
+                result = await transaction.run(cypher, dict(parameters))
             return [record async for record in result]
 
         return await self._call(partial(self._transact, work, "WRITE"), seconds, idempotent=idempotent)
@@ -108,7 +111,7 @@ class Connections:
 
     async def stream(
         self, cypher: str, parameters: Mapping[str, Any], *, seconds: float | None
-    ) -> AsyncIterator[neo4j.Record]:
+    ) -> AsyncGenerator[neo4j.Record, None]:
         """Records as they come, with flat memory; `seconds` bounds the wait for each."""
         with self._counted():
             async with self._session("WRITE") as session:
@@ -117,7 +120,7 @@ class Connections:
                 async with transaction:
                     async with self._chunk(seconds):
                         with _sendable():
-                            result = await transaction.run(_text(cypher), dict(parameters))
+                            result = await transaction.run(cypher, dict(parameters))
                     while True:
                         async with self._chunk(seconds):
                             record = await anext(result, None)
@@ -142,6 +145,26 @@ class Connections:
 
     @asynccontextmanager
     async def _session(self, access: Access) -> AsyncIterator[neo4j.AsyncSession]:
+        async with self._slot(), self._driver_session(access) as session:
+            yield session
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        seconds = self._settings.acquire_timeout.total_seconds()
+        try:
+            # Not wait_for: Python 3.11's forgets a cancellation that comes in the moment of success.
+            async with asyncio.timeout(seconds):
+                await self._slots.acquire()
+        except TimeoutError:
+            message = f"none of {self._settings.pool_size} connections became free within {seconds:g} s"
+            raise PoolExhausted(f"{message}: raise KMP_STORAGE_NEO4J_POOL_SIZE", backend=BACKEND) from None
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    @asynccontextmanager
+    async def _driver_session(self, access: Access) -> AsyncIterator[neo4j.AsyncSession]:
         session = self._driver.session(
             database=self._settings.database,
             default_access_mode=access,
@@ -231,7 +254,3 @@ def _sendable() -> Iterator[None]:
         yield
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInput("parameters", f"cannot be sent to Neo4j: {error}") from error
-
-
-def _text(cypher: str) -> LiteralString:
-    return cast(LiteralString, cypher)

@@ -81,12 +81,12 @@ class Plan:
     async def run(self, transaction: Transaction) -> int:
         """Merge all in a transaction, and return how many items were new or changed."""
         changed = self.certain
-        for cypher, bare, rows in self._statements():
+        for cypher, quiet, rows in self._statements():
             result = await transaction.run(cypher, rows=rows)
             record = await result.single(strict=True)
             counters = (await result.consume()).counters
             changed += record[0]
-            if bare:
+            if not quiet:
                 changed += counters.relationships_created if "s" in rows[0] else counters.nodes_created
         return changed
 
@@ -142,7 +142,7 @@ class Plan:
                 # In one order, so that two calls that merge the same do not wait for each other.
                 rows.sort(key=_IN_ORDER["s" if isinstance(codec, EdgeCodec) else "k"])
                 for begin in range(0, len(rows), _STATEMENT_ROWS):
-                    yield cypher, kind == "bare", rows[begin : begin + _STATEMENT_ROWS]
+                    yield cypher, kind == "quiet", rows[begin : begin + _STATEMENT_ROWS]
 
 
 def plan(items: Sequence[Node | Edge], first_row: int = 0) -> Plan:

@@ -32,7 +32,7 @@ OWNER = "CREATE CONSTRAINT `kmp_owner` IF NOT EXISTS FOR (owner:`_KmpOwner`) REQ
 CLAIM = "MERGE (owner:`_KmpOwner` {`instance`: 1}) ON CREATE SET owner.`project` = $project RETURN owner.`project`"
 
 
-def name(text: str) -> str:
+def name(text: object) -> str:
     """A label, type or property, quoted. Raises `InvalidInput` for what could be read as anything else."""
     if not isinstance(text, str) or _NAME.fullmatch(text) is None:
         raise InvalidInput("name", "must be letters, digits and '_' to stand in Cypher", example='"Airport"')
@@ -62,16 +62,18 @@ def merge_edges(edge: EdgeCodec[Any], *, compares: bool) -> str:
 
 
 def _update(thing: str, compares: bool) -> str:
-    # Setting what is not there takes the write lock and writes nothing: of two who make the same change at once, one
-    # counts it.
-    lock = f"ON MATCH SET {thing}.`_` = null WITH row, {thing}, properties({thing}) AS before SET {thing} += row.p "
-    if compares:
-        # What counts is the first of several changes in one call; how many of the others count is known already.
-        return (
-            f"{lock} WITH row, before WHERE any(k IN keys(row.c) WHERE "
-            "coalesce(before[k] <> row.c[k], (before[k] IS NULL) <> (row.c[k] IS NULL))) RETURN count(*) AS changed"
-        )
-    return f"{lock} WITH {thing}, before WHERE before <> properties({thing}) RETURN count(*) AS changed"
+    # What counts is the first of several changes in one call (c); how many of the others count is known already.
+    given = "row.c" if compares else "row.p"
+    # Setting a property takes the write lock, so that of two who make the same change at once one counts it. (Setting
+    # null would not: Neo4j looks first whether there is something to remove.)
+    # What was created is counted by the server; only what was there already is compared.
+    return (
+        f"ON CREATE SET {thing} += row.p ON MATCH SET {thing}.`_` = 0 WITH row, {thing} WHERE {thing}.`_` = 0 "
+        f"WITH row, {thing}, any(name IN keys({given}) WHERE coalesce({thing}[name] <> {given}[name], "
+        f"({thing}[name] IS NULL) <> ({given}[name] IS NULL))) AS differs "
+        f"SET {thing} += row.p, {thing}.`_` = null "
+        "WITH differs WHERE differs RETURN count(*) AS changed"
+    )
 
 
 def get_node(node: NodeCodec[Any]) -> str:

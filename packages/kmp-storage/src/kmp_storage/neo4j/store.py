@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any, ClassVar, Self, TypeVar, get_args, overload
 
@@ -276,12 +277,19 @@ class Neo4jStore(Provider, GraphStore):
     async def stream(
         self, cypher: str, /, *, timeout: Timeout = None, **parameters: Any
     ) -> AsyncIterator[dict[str, Any]]:
-        """Like `run`, but iterate over the records as they come, with flat memory; `timeout` bounds each wait."""
+        """Like `run`, but iterate over the records as they come, with flat memory; `timeout` bounds each wait.
+
+        What the statement writes is kept only where it is read to its end.
+        """
         self.ensure_open()
-        with self._telemetry.call("stream"):
-            pass
-        async for record in self._server.stream(_cypher(cypher), parameters, seconds=self._seconds(timeout)):
-            yield plain(record)
+        records = self._server.stream(_cypher(cypher), parameters, seconds=self._seconds(timeout))
+        async with aclosing(records):
+            # The span ends with the first record: between later ones it is the caller's code that runs.
+            with self._telemetry.call("stream"):
+                record = await anext(records, None)
+            while record is not None:
+                yield plain(record)
+                record = await anext(records, None)
 
     async def bookmarks(self) -> frozenset[str]:
         """Where the calls of this store have left the graph; another store that follows them sees all of it."""

@@ -1,17 +1,4 @@
-"""Connections to PostgreSQL that several siblings share: bounded in number and time, clean when they change hands.
-
-    pool = PostgresPool("timescale://acme@db.internal/acme?sslrootcert=/etc/ssl/db-ca.pem", password=current_password)
-    async with pool:
-        async with pool.acquire() as connection:
-            rows = await connection.fetch("SELECT * FROM flights WHERE origin = $1", "JFK")
-        async with pool.transaction() as transaction:
-            await transaction.execute("INSERT INTO ...")
-
-- Waiting for a connection ends with `PoolExhausted`, in the order of asking; a statement ends with `DeadlineExceeded`.
-- A call that was cancelled, or whose time was over, cuts its connection: no answer ever reaches the wrong caller.
-- A connection that goes back is reset: transaction, role, settings, temporary tables, advisory locks, LISTEN.
-- Connections to a server that left, or that became read-only in a failover, are replaced; nothing needs a restart.
-"""
+"""The pool: handing out in order, taking back clean, and leaving a server that left."""
 
 from __future__ import annotations
 
@@ -25,29 +12,18 @@ from datetime import timedelta
 from kmp_core.deadlines import Timeout, deadline, within
 from kmp_core.errors import KmpError, Unauthenticated, Unsupported
 from kmp_core.plugins import extra
-from kmp_core.postgres_address import Address, Password, PasswordSource
-from kmp_core.postgres_connection import Connection, Progress
-from kmp_core.postgres_errors import BACKEND, ERRORS, Contention
-from kmp_core.postgres_metrics import PoolMetrics
-from kmp_core.postgres_slots import Slots
-from kmp_core.postgres_transaction import Isolation, Transaction, TransactionUndone
+from kmp_core.postgres.address import Address, Password
+from kmp_core.postgres.connection import Connection
+from kmp_core.postgres.errors import BACKEND, ERRORS
+from kmp_core.postgres.metrics import PoolMetrics
+from kmp_core.postgres.slots import Slots
+from kmp_core.postgres.transaction import Isolation, Transaction
 from kmp_core.resource import Provider
 
 with extra("asyncpg", install="kmp-core[postgres]"):
     import asyncpg
 
-__all__ = [
-    "Address",
-    "Connection",
-    "Contention",
-    "Password",
-    "PasswordSource",
-    "PoolOptions",
-    "PostgresPool",
-    "Progress",
-    "Transaction",
-    "TransactionUndone",
-]
+__all__ = ["PoolOptions", "PostgresPool"]
 
 RESET = """
     CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; DISCARD TEMP; DISCARD SEQUENCES;
@@ -283,7 +259,9 @@ class PostgresPool(Provider):
             self._lent.discard(connection)
             if self._all_back is not None and not self._lent:
                 self._all_back.set()
-            if not connection.is_closed and connection.made_at >= self._turned_over_at:
+            # The pool may have closed while the connection was reset.
+            kept = self.state == "open" and not connection.is_closed
+            if kept and connection.made_at >= self._turned_over_at:
                 self._idle.append(connection)
             else:
                 connection.terminate()

@@ -14,7 +14,7 @@ from kmp_core.errors import PoolExhausted
 from kmp_core.telemetry import meter_of
 
 if TYPE_CHECKING:
-    from kmp_core.postgres import PostgresPool
+    from kmp_core.postgres.pool import PostgresPool
 
 __all__ = ["PoolMetrics"]
 

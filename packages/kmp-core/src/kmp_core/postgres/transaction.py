@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from kmp_core.deadlines import Timeout, deadline
 from kmp_core.errors import BackendError, LifecycleError, OutcomeUnknown
-from kmp_core.postgres_connection import Connection
-from kmp_core.postgres_errors import BACKEND, is_answer
+from kmp_core.postgres.connection import Connection
+from kmp_core.postgres.errors import BACKEND, is_answer
 
 if TYPE_CHECKING:
     from asyncpg import Record
 
-    from kmp_core.postgres import PostgresPool
+    from kmp_core.postgres.pool import PostgresPool
 
 __all__ = ["Isolation", "Transaction", "TransactionUndone"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kmp_core.deadlines import Timeout, deadline, within
 from kmp_core.errors import BackendError, DeadlineExceeded, LifecycleError
 from kmp_core.plugins import extra
-from kmp_core.postgres_errors import BACKEND, ERRORS, is_answer, took_no_effect, turns_pool_over
+from kmp_core.postgres.errors import BACKEND, ERRORS, is_answer, took_no_effect, turns_pool_over
 
 with extra("asyncpg", install="kmp-core[postgres]"):
     import asyncpg

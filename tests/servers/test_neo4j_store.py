@@ -1,0 +1,189 @@
+"""What the Neo4j store adds to the contract: the embedded store's outcomes, own Cypher, deadlines, bookmarks."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pytest
+from neo4j import GraphDatabase
+
+import testbed
+from kmp_core.errors import BackendError, Conflict, DeadlineExceeded, InvalidInput, KmpError
+from kmp_storage import Edge, Node
+from kmp_storage.embedded.graph import SqliteGraphStore
+from kmp_storage.neo4j import Neo4jStore
+from kmp_storage.testing.graph import City, flies
+
+
+@pytest.fixture
+def url(neo4j: testbed.Server) -> Iterator[str]:
+    with GraphDatabase.driver(f"bolt://{neo4j.address}", auth=("neo4j", neo4j.password)) as driver:
+        driver.execute_query("MATCH (n) DETACH DELETE n")
+        yield f"bolt://neo4j:{neo4j.password}@{neo4j.address}"
+        driver.execute_query("MATCH (n) DETACH DELETE n")
+
+
+class Gate(Node, label="StoreGate", key="code"):
+    code: str
+    opened: datetime | None = None
+    day: date | None = None
+    state: str | None = "open"
+
+
+class Leads(Edge, type="STORE_LEADS", source=Gate, target=Gate):
+    steps: int = 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_merging_has_the_outcome_and_the_count_of_the_embedded_store(url: str, seed: int) -> None:
+    chance = random.Random(seed)
+
+    def item() -> Node | Edge:
+        code, other = chance.choice("ABC"), chance.choice("ABC")
+        fields: dict[str, Any] = {}
+        if chance.random() < 0.5:
+            fields["state"] = chance.choice(["open", "shut", None])
+        if chance.random() < 0.3:
+            fields["day"] = chance.choice([date(2024, 1, 1), date(2024, 1, 2)])
+        if chance.random() < 0.6:
+            return Gate(code=code, **fields)
+        return Leads(source=code, target=other, **({"steps": chance.randrange(3)} if chance.random() < 0.6 else {}))
+
+    async with Neo4jStore(url, project="acme") as store, SqliteGraphStore("memory:") as embedded:
+        for _ in range(25):
+            call = [item() for _ in range(chance.randrange(1, 12))]
+            assert await store.merge(*call) == await embedded.merge(*call), call
+            for code in "ABC":
+                assert await store.get(Gate, code) == await embedded.get(Gate, code), call
+            assert await store.edges(Leads) == await embedded.edges(Leads), call
+
+
+async def test_none_is_kept_where_the_default_is_another(url: str) -> None:
+    async with Neo4jStore(url, project="acme") as store:
+        await store.merge(Gate(code="A", state=None))
+        assert await store.get(Gate, "A") == Gate(code="A", state=None)
+        await store.merge(Gate(code="A", state="shut"))
+        assert await store.get(Gate, "A") == Gate(code="A", state="shut")
+
+
+async def test_of_two_who_make_the_same_change_at_once_one_counts_it(url: str) -> None:
+    codes = [f"C{number}" for number in range(200)]
+    async with Neo4jStore(url, project="acme") as one, Neo4jStore(url, project="acme") as other:
+        await one.merge(*(City(code=code) for code in codes))
+        for turn in range(5):
+            changes = [City(code=code, people=turn + 1) for code in codes]
+            assert sum(await asyncio.gather(one.merge(*changes), other.merge(*reversed(changes)))) == len(codes)
+
+
+async def test_the_key_is_a_constraint_of_the_server(url: str) -> None:
+    async with Neo4jStore(url, project="acme") as store:
+        await store.merge(Gate(code="A"))
+        with pytest.raises(Conflict):
+            await store.run("CREATE (:StoreGate {code: 'A'})")
+
+
+async def test_values_are_typed_in_the_server(url: str) -> None:
+    moment = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
+    async with Neo4jStore(url, project="acme") as store:
+        await store.merge(Gate(code="A", opened=moment, day=date(2024, 2, 29)))
+        (row,) = await store.run("MATCH (g:StoreGate) RETURN g, g.opened.year AS year, g.day.month AS month")
+        assert (row["year"], row["month"]) == (2024, 2)
+        assert (row["g"]["opened"], row["g"]["day"]) == (moment, date(2024, 2, 29))
+        assert await store.run("RETURN $at + duration('P1D') AS next", at=moment) == [
+            {"next": datetime(2024, 3, 1, 12, 30, tzinfo=UTC)}
+        ]
+
+
+async def test_own_cypher_takes_values_as_parameters_only(url: str) -> None:
+    odd = "x'}) MATCH (n) DETACH DELETE n //`"
+    async with Neo4jStore(url, project="acme") as store:
+        await store.merge(flies("A", "B", miles=3), City(code="A", name=odd))
+        assert await store.run("MATCH (c:ContractCity {name: $name}) RETURN c.code AS code", name=odd) == [
+            {"code": "A"}
+        ]
+        (row,) = await store.run("MATCH p = (:ContractCity {code: 'A'})-->() RETURN p")
+        assert row["p"] == [{"code": "A", "name": odd}, {"miles": 3}, {"code": "B"}]
+
+
+@pytest.mark.parametrize(("cypher", "parameters"), [("", {}), ("MATCH", {}), ("RETURN $a", {"a": object()})])
+async def test_wrong_cypher_is_told_by_type(url: str, cypher: str, parameters: dict[str, Any]) -> None:
+    async with Neo4jStore(url, project="acme") as store:
+        with pytest.raises(InvalidInput):
+            await store.run(cypher, **parameters)
+        assert await store.run("RETURN 1 AS one") == [{"one": 1}]
+
+
+async def test_a_stream_comes_part_by_part_and_may_be_left(url: str) -> None:
+    async with Neo4jStore(url, project="acme") as store:
+        total = 0
+        async for row in store.stream("UNWIND range(1, $most) AS n RETURN n", most=20_000):
+            total += row["n"]
+        assert total == 20_000 * 20_001 // 2
+        rows = store.stream("UNWIND range(1, 1000000000) AS n RETURN n", timeout="10s")
+        assert await anext(rows) == {"n": 1}
+        await rows.aclose()
+        assert await store.run("RETURN 1 AS one") == [{"one": 1}]
+
+
+async def test_a_call_whose_time_is_over_ends_in_the_server_too(url: str) -> None:
+    endless = "UNWIND range(1, 1000000) AS a UNWIND range(1, 1000000) AS b WITH a, b WHERE a < 0 RETURN count(*)"
+    running = "SHOW TRANSACTIONS YIELD currentQuery WHERE currentQuery CONTAINS '1000000' "
+    async with Neo4jStore(url, project="acme") as store, Neo4jStore(url, project="acme") as other:
+        with pytest.raises(DeadlineExceeded):
+            await store.run(endless, timeout="300ms")
+        async with asyncio.timeout(10):
+            while len(await other.run(running + "RETURN currentQuery")) > 1:  # noqa: ASYNC110 - the question itself is one
+                await asyncio.sleep(0.05)
+
+
+async def test_calls_follow_each_other_by_bookmarks(url: str) -> None:
+    async with Neo4jStore(url, project="acme") as store, Neo4jStore(url, project="acme") as other:
+        await store.merge(City(code="A"))
+        first = await store.bookmarks()
+        await store.merge(City(code="B"))
+        assert first
+        assert await store.bookmarks() != first
+        await other.follow(await store.bookmarks())
+        assert await other.get(City, "B") == City(code="B")
+        # That a call carries them shows where the server knows nothing of one.
+        await other.follow(["not a bookmark"])
+        with pytest.raises(KmpError):
+            await other.get(City, "B")
+
+
+async def test_deadlocks_are_tried_again(url: str) -> None:
+    async with Neo4jStore(url, project="acme") as one, Neo4jStore(url, project="acme") as other:
+        names = [f"C{number}" for number in range(40)]
+        await one.merge(*(City(code=name) for name in names))
+        forth = [[flies(a, b) for a, b in itertools.pairwise(names)] for _ in range(4)]
+        back = [[flies(b, a) for a, b in itertools.pairwise(names)] for _ in range(4)]
+        counts = await asyncio.gather(*(one.merge(*edges) for edges in forth), *(other.merge(*edges) for edges in back))
+        assert sum(counts) == 2 * (len(names) - 1)
+
+
+async def test_what_is_not_idempotent_is_run_once(url: str) -> None:
+    # A transient error on purpose: two transactions that lock two nodes in opposite order.
+    cypher = (
+        "MATCH (a:ContractCity {code: $first}) SET a.people = coalesce(a.people, 0) + 1 WITH a "
+        "UNWIND range(1, 300000) AS n WITH a, count(n) AS wait "
+        "MATCH (b:ContractCity {code: $second}) SET b.people = coalesce(b.people, 0) + 1"
+    )
+
+    async def both(store: Neo4jStore, *, idempotent: bool) -> list[Any]:
+        calls = [
+            store.run(cypher, first=first, second=second, idempotent=idempotent)
+            for first, second in (("A", "B"), ("B", "A"))
+        ]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    async with Neo4jStore(url, project="acme") as store:
+        await store.merge(City(code="A"), City(code="B"))
+        met = [outcome for _ in range(10) for outcome in await both(store, idempotent=False)]
+        assert all(outcome == [] or isinstance(outcome, BackendError) for outcome in met)
+        assert any(isinstance(outcome, BackendError) for outcome in met), "no deadlock came about"
+        assert not [one for _ in range(10) for one in await both(store, idempotent=True) if one != []]

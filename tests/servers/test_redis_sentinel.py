@@ -1,0 +1,120 @@
+"""With Sentinels the cache finds the primary, and the new one after a failover, with no restart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import images
+import pytest
+import redis.asyncio as bare
+
+import testbed
+from kmp_core.errors import ConfigurationError, Unavailable
+from kmp_core.secrets import Secret
+from kmp_storage.redis import RedisCache, RedisSettings
+from kmp_storage.redis_admin import RedisAdmin
+from kmp_storage.testing.cache import eventually
+
+WORD = "sentinel-test"
+
+
+@dataclass
+class Watched:
+    primary: testbed.Server
+    replica: testbed.Server
+    sentinel: testbed.Server
+
+
+def launch(name: str, port: int, command: list[str]) -> testbed.Server:
+    """A container on the host's own network: Sentinels hand out the addresses that they themselves connect to."""
+    from testcontainers.core.container import DockerContainer
+
+    container = DockerContainer(images.have("redis"), command=command)
+    container.with_kwargs(labels={testbed.LABEL: str(os.getpid())}, network_mode="host")
+    container.start()
+    return testbed.Server(name, port, WORD, container, testbed.redis_ready)
+
+
+@pytest.fixture
+def watched(servers: Any) -> Iterator[Watched]:
+    first, second, third = (testbed.free_port() for _ in range(3))
+    common = ["redis-server", "--bind", "127.0.0.1", "--requirepass", WORD, "--masterauth", WORD, "--port"]
+    lines = [
+        f"port {third}",
+        "bind 127.0.0.1",
+        f"requirepass {WORD}",
+        f"sentinel monitor primary 127.0.0.1 {first} 1",
+        f"sentinel auth-pass primary {WORD}",
+        "sentinel down-after-milliseconds primary 700",
+        "sentinel failover-timeout primary 2000",
+    ]
+    script = f"printf '%s\\n' {' '.join(repr(line) for line in lines)} > /tmp/s.conf; exec redis-sentinel /tmp/s.conf"
+    started = []
+    try:
+        started.append(launch("primary", first, [*common, str(first)]))
+        started[0].wait_ready()
+        started.append(launch("replica", second, [*common, str(second), "--replicaof", "127.0.0.1", str(first)]))
+        started[1].wait_ready()
+        started.append(launch("sentinel", third, ["sh", "-c", script]))
+        started[2].wait_ready()
+        yield Watched(*started)
+    finally:
+        for server in started:
+            server.stop()
+
+
+def node(server: testbed.Server) -> str:
+    return f"redis://default:{WORD}@{server.address}"
+
+
+async def test_a_failover_is_followed(watched: Watched) -> None:
+    async with RedisAdmin(node(watched.primary), node(watched.replica)) as admin:
+        password = await admin.provision("flights")
+    assert password is not None
+    settings = RedisSettings.load(sentinel="primary", sentinel_password=WORD, near_max_bytes=1 << 20)
+    # The first of the two does not answer, so the second is asked.
+    url = f"redis://flights:{password.reveal()}@127.0.0.1:1,{watched.sentinel.address}"
+    async with RedisCache(url, project="flights", settings=settings) as cache:
+        assert await cache.set("key", b"before")
+        async with (
+            bare.Redis(port=watched.sentinel.port, password=WORD) as sentinel,
+            bare.Redis(port=watched.replica.port, password=WORD) as replica,
+        ):
+
+            async def replicated() -> bool:
+                known = await sentinel.execute_command("SENTINEL", "REPLICAS", "primary")
+                return bool(known) and await replica.get("flights:v:{.key}") is not None
+
+            await eventually(replicated, within=30)
+        watched.primary.kill()
+
+        async def followed() -> bool:
+            await asyncio.sleep(0.05)
+            return await cache.set("again", b"after")
+
+        await eventually(followed, within=30)
+        assert await cache.get("key") == b"before"
+        assert await cache.get("again") == b"after"
+
+
+async def test_a_primary_that_nobody_knows_is_unavailable(watched: Watched) -> None:
+    settings = RedisSettings.load(sentinel="stranger", sentinel_password=WORD, outage="error")
+    with pytest.raises(Unavailable, match="stranger"):
+        await RedisCache(f"redis://{watched.sentinel.address}", project="flights", settings=settings).open()
+
+
+def test_several_servers_without_the_name_of_their_primary_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="KMP_STORAGE_REDIS_SENTINEL"):
+        RedisCache("redis://one:26379,two:26379", project="flights")
+
+
+def test_a_secret_in_a_sentinel_url_is_not_shown() -> None:
+    settings = RedisSettings.load(sentinel="primary", sentinel_password=Secret("hunter2").reveal())
+    cache = RedisCache("redis://app:hunter3@one,two:26380", project="flights", settings=settings)
+    assert cache.address.sentinel is not None
+    assert cache.address.sentinel.nodes == (("one", 26379), ("two", 26380))
+    assert "hunter" not in f"{cache.address!r} {settings!r}"

@@ -1,0 +1,125 @@
+"""`rediss:` encrypts, and talks to no server whose certificate does not hold."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio as bare
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import testbed
+from kmp_core.errors import ConfigurationError, Unavailable
+from kmp_storage.redis import RedisCache, RedisSettings
+
+
+@dataclass
+class Certified:
+    server: testbed.Server
+    authority: Path
+    stranger: Path
+
+
+def certificate(name: str, issuer: Any = None, issuer_key: Any = None) -> tuple[Any, Any]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject if issuer is None else issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime.now(UTC) - timedelta(hours=1))
+        .not_valid_after(datetime.now(UTC) + timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+    )
+    if issuer is not None:
+        names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(issuer_key or key, hashes.SHA256()), key
+
+
+def pem(thing: Any) -> bytes:
+    if isinstance(thing, x509.Certificate):
+        return thing.public_bytes(serialization.Encoding.PEM)
+    return bytes(
+        thing.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+@pytest.fixture(scope="module")
+def certified(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certified]:
+    """A Redis that speaks TLS only, as `localhost`."""
+    directory = tmp_path_factory.mktemp("tls")
+    authority, authority_key = certificate("our authority")
+    leaf, leaf_key = certificate("localhost", authority, authority_key)
+    (directory / "authority.pem").write_bytes(pem(authority))
+    (directory / "stranger.pem").write_bytes(pem(certificate("another authority")[0]))
+    files = {"leaf": pem(leaf), "key": pem(leaf_key), "authority": pem(authority)}
+    writes = "; ".join(
+        f"echo {base64.b64encode(content).decode()} | base64 -d > /tmp/{name}.pem" for name, content in files.items()
+    )
+    options = "--port 0 --tls-port 6379 --tls-auth-clients no --protected-mode no --bind '*'"
+    tls = "--tls-cert-file /tmp/leaf.pem --tls-key-file /tmp/key.pem --tls-ca-cert-file /tmp/authority.pem"
+
+    async def ready(server: testbed.Server) -> None:
+        async with bare.Redis(
+            host="localhost",
+            port=server.port,
+            password=server.password,
+            ssl=True,
+            ssl_ca_certs=str(directory / "authority.pem"),
+        ) as client:
+            await client.ping()
+
+    def command(password: str) -> list[str]:
+        return ["sh", "-c", f"{writes}; exec redis-server {options} {tls} --requirepass {password}"]
+
+    recipe = replace(testbed.RECIPES["redis"], command=command, ready=ready)
+    server = testbed.start("redis with TLS", recipe)
+    yield Certified(server, directory / "authority.pem", directory / "stranger.pem")
+    server.stop()
+
+
+def cache_at(certified: Certified, *, host: str = "localhost", scheme: str = "rediss", **settings: Any) -> RedisCache:
+    url = f"{scheme}://default:{certified.server.password}@{host}:{certified.server.port}"
+    return RedisCache(url, project="private", settings=RedisSettings.load(**settings))
+
+
+async def test_it_works_over_tls(certified: Certified) -> None:
+    async with cache_at(certified, tls_ca_file=certified.authority, near_max_bytes=1 << 20) as cache:
+        assert await cache.set("key", b"1")
+        assert await cache.get("key") == b"1"
+        (channel,) = cache._connections._idle
+        assert isinstance(channel._transport.get_extra_info("ssl_object"), ssl.SSLObject)
+
+
+async def test_a_server_of_another_authority_is_refused(certified: Certified) -> None:
+    for settings in ({"tls_ca_file": certified.stranger}, {}):
+        with pytest.raises(Unavailable, match="certificate"):  # though an outage would be a miss
+            await cache_at(certified, **settings).open()
+    await asyncio.sleep(0.05)  # asyncio closes what failed to shake hands a little later
+
+
+def test_a_file_of_authorities_that_is_not_there_is_a_fault_of_the_configuration() -> None:
+    with pytest.raises(ConfigurationError, match=r"KMP_STORAGE_REDIS_TLS_CA_FILE: .*; for example"):
+        RedisSettings.load(tls_ca_file="/nowhere/authority.pem")
+
+
+async def test_a_server_of_another_name_is_refused(certified: Certified) -> None:
+    with pytest.raises(Unavailable, match="certificate"):
+        await cache_at(certified, host="127.0.0.1", tls_ca_file=certified.authority).open()
+
+
+async def test_a_plain_connection_to_a_server_with_tls_ends_in_time(certified: Certified) -> None:
+    with pytest.raises(Unavailable):
+        await cache_at(certified, scheme="redis", outage="error").open()
