@@ -158,7 +158,7 @@ def run_away_from_the_sources(session: nox.Session) -> None:
 
 
 def product_tests() -> list[str]:
-    """The tests of what users install, fences included; not those of the repository's own tools, nor of real servers."""
+    """The tests of what users install, fences included; not the repository's own tools, nor real servers."""
     own = {"plugins", "servers", "workspace"}
     folders = [folder for folder in sorted((ROOT / "tests").iterdir()) if list(folder.glob("test_*.py"))]
     return [*(f"tests/{folder.name}" for folder in folders if folder.name not in own), "docs", "README.md"]

@@ -1,6 +1,6 @@
 """What the Neo4j store adds to a hand-written UNWIND: the same nodes, edges, constraints and transactions.
 
-    python benchmarks/neo4j.py [items]          # KMP_STORAGE_GRAPH_URL=bolt://neo4j:secret@localhost
+    python benchmarks/neo4j_graph.py [items]          # KMP_STORAGE_GRAPH_URL=bolt://neo4j:secret@localhost
 
 The hand-written script sends ready dictionaries; the store takes models, checks every value, creates ends that are
 missing, and counts what is new or changed. Both merge half nodes and half edges, in transactions of 5000, one round of
@@ -14,17 +14,13 @@ import os
 import statistics
 import sys
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
-# Beside this file's name the driver would not be found.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+from neo4j import AsyncDriver, AsyncGraphDatabase
+from neo4j.exceptions import DriverError, Neo4jError
 
-from neo4j import AsyncDriver, AsyncGraphDatabase  # noqa: E402
-from neo4j.exceptions import DriverError, Neo4jError  # noqa: E402
-
-from kmp_storage import Edge, Node  # noqa: E402
-from kmp_storage.neo4j import Neo4jStore  # noqa: E402
+from kmp_storage import Edge, Node
+from kmp_storage.neo4j import Neo4jStore
 
 ROUNDS = 5
 BATCH = 5000

@@ -58,7 +58,7 @@ def fingerprint(server: str) -> str:
 
 @functools.cache
 def base_tag() -> str:
-    """The base image's tag: the suite, and the certificate authorities that this machine trusts beside the usual ones."""
+    """The base image's tag: the suite, and the certificate authorities that this machine adds to the usual ones."""
     digest = hashlib.sha256(SUITE.encode())
     for file in sorted(AUTHORITIES.glob("*.crt")):
         digest.update(file.read_bytes())

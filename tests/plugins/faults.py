@@ -1,9 +1,9 @@
 """A proxy before a server whose connections can be slowed, cut and swallowed, by toxiproxy.
 
-    with proxies.before(server) as proxy:
-        store = SomeStore(proxy.url_port)
-        proxy.black_hole()      # connections stay open, nothing comes back
-        proxy.heal()
+with proxies.before(server) as proxy:
+    store = SomeStore(proxy.url_port)
+    proxy.black_hole()      # connections stay open, nothing comes back
+    proxy.heal()
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import httpx
 import images
+
 import testbed
 
 Direction = Literal["upstream", "downstream"]
@@ -35,7 +36,7 @@ class Proxies:
         from testcontainers.core.container import DockerContainer
 
         # On the host's own network, so that it reaches what is published on 127.0.0.1 and listens nowhere else.
-        command = ["-host", testbed.LOOPBACK, "-port", str(self._port)]
+        command = f"-host {testbed.LOOPBACK} -port {self._port}"
         container = DockerContainer(images.have("toxiproxy"), command=command)
         container.with_kwargs(
             labels={testbed.LABEL: str(os.getpid())}, network_mode="host", entrypoint=["toxiproxy-server"]

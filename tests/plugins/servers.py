@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import engine
-import faults
 import pytest
+
+import faults
 import testbed
 
 FIXTURES = {

@@ -1,7 +1,7 @@
 """The tests' servers for hand work: start them once, paste the variables, stop them when you are done.
 
-    python3 dev.py servers            start what is not running, provision project `demo`, print `export` lines
-    python3 dev.py servers --stop     stop and remove them, with their data
+python3 dev.py servers            start what is not running, provision project `demo`, print `export` lines
+python3 dev.py servers --stop     stop and remove them, with their data
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "images"))
 import docker
 import engine
+
 import testbed
 
 STATE = Path(__file__).parents[2] / ".kmp-servers.json"

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shlex
 import socket
 import sys
 import time
@@ -79,7 +80,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a server is run: its image, its port in the container, its environment and command, how readiness is asked."""
+    """How a server is run: image, port in the container, environment and command, and how readiness is asked."""
 
     image: str
     port: int
@@ -112,10 +113,11 @@ def launch(name: str, recipe: Recipe, *, label: str | None = None) -> Server:
     from testcontainers.core.container import DockerContainer
 
     password, port = secrets.token_hex(16), free_port()
-    container = DockerContainer(images.have(recipe.image), command=recipe.command(password) or None)
+    container = DockerContainer(images.have(recipe.image), command=shlex.join(recipe.command(password)) or None)
     for variable, value in recipe.environment(password, port).items():
         container.with_env(variable, value)
-    container.ports[f"{recipe.port}/tcp"] = (LOOPBACK, port)
+    ports: dict[str, Any] = container.ports  # the engine's client takes an address too, which the type leaves out
+    ports[f"{recipe.port}/tcp"] = (LOOPBACK, port)
     container.with_kwargs(labels={LABEL: label or str(os.getpid())})
     container.start()
     return Server(name, port, password, container, recipe.ready)
@@ -147,7 +149,7 @@ def remove_orphans() -> None:
 
     client = docker.from_env()
     try:
-        for container in client.containers.list(all=True, filters={"label": LABEL}):
+        for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
             if not Path(f"/proc/{container.labels[LABEL]}").exists():
                 container.remove(force=True, v=True)
     finally:

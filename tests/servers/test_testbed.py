@@ -1,12 +1,13 @@
-"""Every real server starts, answers in its own protocol on loopback alone, and can be frozen, killed, slowed and cut."""
+"""Every real server starts, answers in its own protocol on loopback alone, and can be frozen, killed and cut."""
 
 from __future__ import annotations
 
 import asyncio
 
 import asyncpg
-import faults
 import pytest
+
+import faults
 import testbed
 
 NAMES = ["timescaledb", "neo4j", "redis_server", "kafka", "s3"]

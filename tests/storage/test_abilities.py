@@ -55,6 +55,14 @@ async def _nothing(capability: Any) -> Any:
     raise AssertionError("nothing is opened here")
 
 
+def _url(capability: str, scheme: str, provider: type[Provider]) -> str:
+    """An address that the provider accepts; nothing is opened."""
+    if capability == "core.secrets":
+        return f"{scheme}:///tmp" if scheme == "file" else f"{scheme}:"
+    database = "/acme" if capability == "storage.timeseries" else ""
+    return f"{scheme}:" if provider.embedded else f"{scheme}://acme:a-secret-of-a-test@127.0.0.1{database}"
+
+
 def instances() -> list[tuple[str, str, Provider]]:
     """A provider for each scheme, not opened, with its capability."""
     home = Path("/tmp")
@@ -62,7 +70,7 @@ def instances() -> list[tuple[str, str, Provider]]:
     found = []
     for (capability, provider), schemes in providers().items():
         for scheme in schemes:
-            url = f"{scheme}:///tmp" if capability == "core.secrets" and scheme == "file" else f"{scheme}:"
+            url = _url(capability, scheme, provider)
             found.append((capability, scheme, provider.from_url(url, context=context)))  # type: ignore[attr-defined]
     return sorted(found, key=lambda row: (row[0], type(row[2]).__name__, row[1]))
 

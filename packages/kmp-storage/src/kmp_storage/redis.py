@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from contextlib import AbstractAsyncContextManager
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import structlog
 
@@ -52,7 +52,7 @@ class RedisCache(Provider, Cache):
     old value comes back. What was written survives as long as the server's own persistence has it.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "early_refresh", "shared"})
+    abilities = frozenset({"durable", "early_refresh", "shared"})
 
     def __init__(
         self,

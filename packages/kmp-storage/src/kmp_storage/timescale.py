@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from kmp_core.breaker import Breaker
 from kmp_core.clock import SYSTEM_CLOCK, Clock
@@ -65,7 +65,7 @@ class TimescaleStore(Provider, TimeSeriesStore):
     and, at most every `sweep_every`, while it appends: whole chunks by `drop_chunks`, the rest row by row.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "retention", "shared", "unique", "zones"})
+    abilities = frozenset({"durable", "retention", "shared", "unique", "zones"})
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 from urllib.parse import unquote
 
 from kmp_core.breaker import Breaker
@@ -70,7 +70,7 @@ class S3Bucket(Provider, Bucket):
     object's own; checksum, version and the moment of the put are one more item of metadata, `kmp`.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "shared", "sign"})
+    abilities = frozenset({"durable", "shared", "sign"})
 
     def __init__(
         self,

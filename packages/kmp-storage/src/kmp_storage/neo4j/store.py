@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, ClassVar, Self, TypeVar, get_args, overload
+from typing import Any, Self, TypeVar, get_args, overload
 
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, within
@@ -51,7 +51,7 @@ class Neo4jStore(Provider, GraphStore):
     The store writes its project into the instance when it first opens it, and refuses one that is another project's.
     """
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "shared"})
+    abilities = frozenset({"durable", "shared"})
 
     def __init__(
         self,
