@@ -60,7 +60,7 @@ async def measure(url: str, rounds: int, calls: int) -> dict[str, list[tuple[flo
             await cache.set(key, VALUE, ttl="10m")
             await driver.set(f"benchmark:v:{key}", VALUE, ex=600)
 
-        def plain(key: str) -> Awaitable[bytes | None]:
+        def plain(key: str) -> Awaitable[bytes | str | None]:
             return driver.get(f"benchmark:v:{key}")
 
         await asyncio.sleep(0.5)  # until the near cache hears of changes
