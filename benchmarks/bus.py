@@ -1,10 +1,13 @@
-"""How fast the embedded bus is: typed events per second, against the least that SQLite could do, in one run.
+"""How fast the embedded bus is: typed events per second of processor time, against the promises and bare SQLite.
 
-    python benchmarks/bus.py [--events 50000] [--rounds 7] [--memory-events 1000000]
+    python benchmarks/bus.py [--events 20000] [--rounds 3] [--memory-events 300000]
 
 Every event is encoded to bytes, stored, read, decoded and validated again; the handler does nothing; batches of 500 are
-published while they are consumed. The bare prototype does the same without keys, groups, retries, fencing or telemetry.
-Rates are by wall clock and by processor time ("per core"): on a busy machine the second tells more.
+published while they are consumed. A file is opened as by default: what is published survives a power cut. The bare
+prototype does the same without keys, groups, retries, fencing or telemetry, and does not wait for the disk.
+
+Promised are rates "per core", by processor time: 80,000 in memory and 50,000 through the file. The rate by the clock
+depends on what else the machine does, and through the file on its disk.
 """
 
 from __future__ import annotations
@@ -132,6 +135,12 @@ CONTENDERS: dict[str, Contender] = {
     "bus, handler of batches": bus_batch,
     "bus, suspending handler": bus_suspending,
 }
+PROMISED = {
+    (False, "bus, handler of events"): 80_000,
+    (False, "bus, handler of batches"): 80_000,
+    (True, "bus, handler of events"): 50_000,
+    (True, "bus, handler of batches"): 50_000,
+}
 
 
 def measure(contender: Contender, on_file: bool, count: int) -> tuple[float, float]:
@@ -198,30 +207,37 @@ def resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
+def compare(on_file: bool, rounds: int, count: int) -> None:
+    """Run all in turn, so that all meet the same weather, and print medians."""
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
+    for _ in range(rounds):
+        for name, contender in CONTENDERS.items():
+            rates[name].append(measure(contender, on_file, count))
+    base = statistics.median(per_core for _, per_core in rates["bare SQLite"])
+    place = "through the file" if on_file else "in memory"
+    print(f"\n{place}: medians of {rounds} rounds of {count:,} events")
+    print(f"  {'':26}{'by the clock':>14}{'per core':>14}{'to bare':>9}{'promised':>12}{'reached':>9}")
+    for name, found in rates.items():
+        wall, per_core = (statistics.median(column) for column in zip(*found, strict=True))
+        line = f"  {name:26}{wall:>12,.0f}/s{per_core:>12,.0f}/s{per_core / base:>9.2f}"
+        promise = PROMISED.get((on_file, name))
+        print(line if promise is None else f"{line}{promise:>10,}/s{per_core / promise:>8.2f}x", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--events", type=int, default=50_000)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--memory-events", type=int, default=1_000_000)
+    parser.add_argument("--events", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory-events", type=int, default=300_000)
     options = parser.parse_args()
     for on_file in (False, True):
-        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
-        for _ in range(options.rounds):
-            for name, contender in CONTENDERS.items():
-                rates[name].append(measure(contender, on_file, options.events))
-        base = statistics.median(per_core for _, per_core in rates["bare SQLite"])
-        print(f"\n{'file' if on_file else 'memory'}: {options.rounds} rounds of {options.events:,} events, medians")
-        print(f"  {'':26}{'per second':>14}{'per core':>14}{'to bare':>9}")
-        for name, found in rates.items():
-            wall, per_core = (statistics.median(column) for column in zip(*found, strict=True))
-            print(f"  {name:26}{wall:>12,.0f}/s{per_core:>12,.0f}/s{per_core / base:>9.2f}")
+        compare(on_file, options.rounds, options.events)
     taken = asyncio.run(latency(40))
     print("\nfrom one bus to another through the file:", end=" ")
     print(f"median {statistics.median(taken):.1f} ms, worst {max(taken):.1f} ms")
-    for on_file in (False, True):
-        readings = asyncio.run(flat(options.memory_events, on_file))
-        kind = "file" if on_file else "memory"
-        print(f"resident MiB during {options.memory_events:,} events, {kind}: {' '.join(map(str, readings))}")
+    readings = asyncio.run(flat(options.memory_events, True))
+    print(f"resident MiB at each tenth of {options.memory_events:,} events through the file, promised to stay flat:")
+    print(f"  {' '.join(map(str, readings))}")
 
 
 if __name__ == "__main__":

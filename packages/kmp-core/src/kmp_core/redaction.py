@@ -89,9 +89,11 @@ def _opened(value: Any) -> Any:
         return dict(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value) if field.repr}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        # The parts of an address show its password where the whole is known by its looks.
-        return value.geturl() if hasattr(value, "geturl") else value._asdict()
+    # The parts of an address show its password where the whole is known by its looks.
+    for name in ("geturl", "_asdict") if isinstance(value, tuple) else ():
+        whole = getattr(value, name, None)
+        if callable(whole):
+            return whole()
     return value
 
 

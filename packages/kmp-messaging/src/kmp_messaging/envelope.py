@@ -210,9 +210,10 @@ class Decoder:
 
         Raises `UndeliverableEvent`, in words that quote no value.
         """
-        known = self._heads.get(content[: content.find(b',"id":"')])
+        end = content.find(b',"id":"')
+        known = self._heads.get(content[:end])
         if known is not None:
-            found = _OURS.match(content, content.find(b',"id":"'))
+            found = _OURS.match(content, end)
             if found is not None and content[-1] == _BRACE:
                 try:
                     event = known[0](content[found.end() : -1])

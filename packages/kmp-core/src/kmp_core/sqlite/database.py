@@ -108,7 +108,7 @@ class Database:
             return  # in a forked child the threads do not exist, and the file is the parent's
         try:
             await self._jobs.close()
-            closing = asyncio.wrap_future(threads.write.submit(self._close_connections))
+            closing = asyncio.wrap_future(threads.write.submit(self._close_connections, threads))
             await asyncio.wait((closing,))
             closing.result()
         finally:
@@ -288,7 +288,11 @@ class Database:
             self._connections.discard(connection)
         connection.close()
 
-    def _close_connections(self) -> None:
+    def _close_connections(self, threads: _Threads) -> None:
+        # A thread holds the result of its last work for a moment. Where that is a cursor, SQLite would keep the file
+        # open behind a closed connection, with its log beside it.
+        if threads.read is not None:
+            threads.read.shutdown(wait=True)
         with self._lock:
             connections, self._connections = self._connections, set()
             self._readers.clear()
