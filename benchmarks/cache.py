@@ -26,7 +26,7 @@ VALUE = b'{"code":"JFK","name":"John F. Kennedy International Airport","seats":4
 KEYS = [f"airport:{number}" for number in range(200)]
 BUDGET = {"one at a time": 0.85, "50 at once": 3.0, "near-cache hit": 200.0}
 
-Get = Callable[[str], Awaitable[bytes | None]]
+Get = Callable[[str], Awaitable[object]]
 
 
 async def one_at_a_time(get: Get, calls: int) -> float:
@@ -60,7 +60,7 @@ async def measure(url: str, rounds: int, calls: int) -> dict[str, list[tuple[flo
             await cache.set(key, VALUE, ttl="10m")
             await driver.set(f"benchmark:v:{key}", VALUE, ex=600)
 
-        def plain(key: str) -> Awaitable[bytes | None]:
+        def plain(key: str) -> Awaitable[object]:
             return driver.get(f"benchmark:v:{key}")
 
         await asyncio.sleep(0.5)  # until the near cache hears of changes
