@@ -374,6 +374,25 @@ async def test_cancelled_transactions_leave_no_watch_behind(proxy: faults.Proxy)
         assert await cache.increment("counter") == 1
 
 
+async def test_a_release_does_not_overtake_the_claim_that_was_given_up(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port, timeout="10s") as cache:
+        await asyncio.gather(*(cache.set(f"key{number}", b"1") for number in range(5)))
+
+        async def take() -> None:
+            async with cache.lock("job", ttl="1h"):
+                raise AssertionError("it was given up before it could be had")
+
+        for _ in range(10):
+            proxy.slow(100, direction="upstream")
+            waiter = asyncio.ensure_future(take())
+            await asyncio.sleep(0.02)  # sent, and on its way
+            proxy.heal()  # whoever is sent now is there before
+            waiter.cancel()
+            await asyncio.gather(waiter, return_exceptions=True)
+            async with cache.lock("job", ttl="1h", timeout="5s"):
+                pass
+
+
 # The pool
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from kmp_core.errors import KmpError
 from kmp_storage.redis_connections import Command, Connections
 
 __all__ = ["Leases"]
+
+T = TypeVar("T")
 
 
 class Leases:
@@ -39,6 +42,19 @@ class Leases:
                 return await session.commit(*commands) is not None
             await session.unwatch()
             return False
+
+    async def take(self, name: bytes, owner: bytes, work: Coroutine[Any, Any, T]) -> T:
+        """Await the exchange that may take the lease, to its end even where the caller is cancelled, and let go then.
+
+        A release that was sent at once could overtake it on another connection, and the lease would be nobody's.
+        """
+        task = asyncio.create_task(work, name="kmp-take-lease", context=contextvars.Context())
+        task.add_done_callback(_retrieved)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._releasing_task(name, owner, after=task)
+            raise
 
     @asynccontextmanager
     async def renewing(self, name: bytes, owner: bytes, ttl: float) -> AsyncIterator[None]:
@@ -67,15 +83,25 @@ class Leases:
         """Release on the way out of a failure, without waiting: what cannot be released runs out by itself."""
         self._releasing_task(name, owner)
 
-    def _releasing_task(self, name: bytes, owner: bytes) -> asyncio.Task[bool]:
-        work = self.if_mine(name, owner, ("DEL", name))
+    def _releasing_task(
+        self, name: bytes, owner: bytes, *, after: asyncio.Task[Any] | None = None
+    ) -> asyncio.Task[bool]:
+        async def release() -> bool:
+            if after is not None:
+                await asyncio.wait((after,))
+            return await self.if_mine(name, owner, ("DEL", name))
+
         # An empty context: the caller's deadline, which may be over, must not stop this.
-        task = asyncio.create_task(work, name="kmp-release-lease", context=contextvars.Context())
+        task = asyncio.create_task(release(), name="kmp-release-lease", context=contextvars.Context())
         self._releasing.add(task)
         task.add_done_callback(self._done)
         return task
 
     def _done(self, task: asyncio.Task[bool]) -> None:
         self._releasing.discard(task)
-        if not task.cancelled():
-            task.exception()  # retrieved: whoever waited may have been cancelled
+        _retrieved(task)
+
+
+def _retrieved(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # whoever waited for it may have been cancelled

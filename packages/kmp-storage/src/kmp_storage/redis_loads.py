@@ -173,8 +173,9 @@ class Loads:
 
     async def _claim(self, key: str, owner: bytes) -> bool:
         """Take the right to load, unless somebody has it or it is known that there is nothing."""
-        claim = ("SET", self._keys.lease(key), owner, "NX", "PX", self._lease_ms)
-        (taken,) = await self._connections.ask(claim, seconds=self._patience())
+        lease = self._keys.lease(key)
+        claim = self._connections.ask(("SET", lease, owner, "NX", "PX", self._lease_ms), seconds=self._patience())
+        (taken,) = await self._leases.take(lease, owner, claim)
         return taken is not None
 
     async def _load_alone(self, terms: Terms) -> Landed:

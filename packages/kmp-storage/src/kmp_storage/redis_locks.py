@@ -61,7 +61,7 @@ class Locks:
             # The token in the same transaction: a holder that stood still between the two would get one that is
             # greater than its successor's. Its first value is the time in microseconds, so that tokens go on growing
             # where Redis lost the last one.
-            _, taken, number, _ = await self._connections.transact(
+            claim = self._connections.transact(
                 ("SET", token, int(time.time() * 1_000_000), "NX"),
                 ("SET", lock, owner, "NX", "PX", int(ttl * 1000)),
                 ("INCR", token),
@@ -69,6 +69,7 @@ class Locks:
                 seconds=self._timeout,
                 idempotent=False,
             )
+            _, taken, number, _ = await self._leases.take(lock, owner, claim)
             if taken is not None:
                 return int(number)
             await pauses.sleep()

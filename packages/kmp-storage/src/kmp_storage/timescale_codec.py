@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from operator import attrgetter, itemgetter
@@ -53,7 +54,20 @@ def _uuids(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
     return values if all(issubclass(kind, UUID) for kind in set(map(type, values))) else None
 
 
-_POSTGRES: Mapping[str, Encoder] = {**ENCODERS, "datetime": _datetimes, "date": _dates, "uuid": _uuids}
+def _floats(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
+    # A sum is finite only where all are; where it is not, each is looked at, since finite ones may add up to infinity.
+    if set(map(type, values)) == {float} and math.isfinite(sum(values)):
+        return values
+    return ENCODERS["float"](field, values)
+
+
+_POSTGRES: Mapping[str, Encoder] = {
+    **ENCODERS,
+    "float": _floats,
+    "datetime": _datetimes,
+    "date": _dates,
+    "uuid": _uuids,
+}
 
 
 def _aware(value: datetime | None) -> datetime | None:
