@@ -60,11 +60,11 @@ async def main(count: int) -> int:
         Airport(code=f"A{number}", name=f"Airport number {number}", elevation=number % 3000) for number in range(half)
     ]
     models += [Route(source=f"A{number}", target=f"A{(number * 7 + 1) % half}", miles=number) for number in range(half)]
-    nodes = [
+    nodes: list[dict[str, object]] = [
         {"code": f"A{number}", "properties": {"name": f"Airport number {number}", "elevation": number % 3000}}
         for number in range(half)
     ]
-    edges = [
+    edges: list[dict[str, object]] = [
         {"source": f"A{number}", "target": f"A{(number * 7 + 1) % half}", "properties": {"miles": number}}
         for number in range(half)
     ]

@@ -19,8 +19,21 @@ def declared(root: Path, package: str) -> tuple[set[str], set[str]]:
     content = tomllib.loads((root / "packages" / package / "pyproject.toml").read_text())
     hook = content["tool"]["hatch"].get("metadata", {}).get("hooks", {}).get("uv-dynamic-versioning", {})
     always = [*content["project"].get("dependencies", ()), *hook.get("dependencies", ())]
-    extras = [one for some in content["project"].get("optional-dependencies", {}).values() for one in some]
+    optional = content["project"].get("optional-dependencies") or hook.get("optional-dependencies", {})
+    extras = [one for some in optional.values() for one in some]
+    # An extra may ask for an extra of the core, or of a driver: `redis[hiredis]`.
+    extras += [inner for one in extras for inner in inside(one)]
     return modules(always), modules(extras)
+
+
+def inside(requirement: str) -> list[str]:
+    """What the extras in a requirement's brackets bring, as far as they are named like a module or are the core's."""
+    match = re.fullmatch(r"([\w-]+)\[(\w+)\].*", requirement)
+    if match is None:
+        return []
+    core = tomllib.loads((Path(__file__).parents[2] / "packages/kmp-core/pyproject.toml").read_text())
+    known: list[str] = core["project"]["optional-dependencies"].get(match[2], [match[2]])
+    return known
 
 
 def modules(requirements: list[str]) -> set[str]:

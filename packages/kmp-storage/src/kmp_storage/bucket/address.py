@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from kmp_core.errors import ConfigurationError, Fault
-from kmp_storage.bucket.settings import S3Settings
 from kmp_storage.bucket.signing import AccessKey, AccessKeys
+from kmp_storage.bucket_settings import S3Settings
 
 __all__ = ["Address"]
 

@@ -13,9 +13,10 @@ from kmp_core.deadlines import deadline, detached, remaining
 from kmp_core.errors import DeadlineExceeded, InvalidInput, OutcomeUnknown, PoolExhausted, Unavailable
 from kmp_core.plugins import extra
 from kmp_core.retries import Retries
+from kmp_storage.neo4j import statements
 from kmp_storage.neo4j.address import Neo4jAddress
 from kmp_storage.neo4j.errors import BACKEND, ERRORS, LOST
-from kmp_storage.neo4j.settings import Neo4jSettings
+from kmp_storage.neo4j_settings import Neo4jSettings
 
 with extra("neo4j", install="kmp-storage[neo4j]"):
     import neo4j
@@ -95,7 +96,7 @@ class Connections:
 
         async def work(transaction: Transaction) -> list[neo4j.Record]:
             with _sendable():
-                result = await transaction.run(cypher, dict(parameters))
+                result = await transaction.run(statements.trusted(cypher), dict(parameters))
             return [record async for record in result]
 
         return await self._call(partial(self._transact, work, "WRITE"), seconds, idempotent=idempotent)
@@ -120,7 +121,7 @@ class Connections:
                 async with transaction:
                     async with self._chunk(seconds):
                         with _sendable():
-                            result = await transaction.run(cypher, dict(parameters))
+                            result = await transaction.run(statements.trusted(cypher), dict(parameters))
                     while True:
                         async with self._chunk(seconds):
                             record = await anext(result, None)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from kmp_core.errors import InvalidInput
 from kmp_storage.models import Edge, Node
+from kmp_storage.neo4j import statements
 from kmp_storage.neo4j.codec import EdgeCodec, NodeCodec, edge_codec, node_codec
 from kmp_storage.neo4j.connections import Transaction
 from kmp_storage.neo4j.statements import merge_edges, merge_nodes
@@ -82,7 +83,7 @@ class Plan:
         """Merge all in a transaction, and return how many items were new or changed."""
         changed = self.certain
         for cypher, quiet, rows in self._statements():
-            result = await transaction.run(cypher, rows=rows)
+            result = await transaction.run(statements.trusted(cypher), rows=rows)
             record = await result.single(strict=True)
             counters = (await result.consume()).counters
             changed += record[0]

@@ -28,8 +28,8 @@ from kmp_storage.neo4j.address import Neo4jAddress, Password
 from kmp_storage.neo4j.codec import EdgeCodec, NodeCodec, edge_codec, node_codec, plain
 from kmp_storage.neo4j.connections import Connections, Transaction
 from kmp_storage.neo4j.merging import Plan, plan
-from kmp_storage.neo4j.settings import Neo4jSettings
 from kmp_storage.neo4j.walks import Step, Walk
+from kmp_storage.neo4j_settings import Neo4jSettings
 from kmp_storage.protocols import Direction, GraphStore, Via
 from kmp_storage.streams import chunked
 from kmp_storage.values import Path
@@ -134,7 +134,7 @@ class Neo4jStore(Provider, GraphStore):
         key = check_key(key)
 
         async def work(transaction: Transaction) -> Mapping[str, Any] | None:
-            record = await (await transaction.run(statements.get_node(codec), key=key)).single()
+            record = await (await transaction.run(statements.trusted(statements.get_node(codec)), key=key)).single()
             return None if record is None else record[0]
 
         with self._telemetry.call("get"):
@@ -147,7 +147,7 @@ class Neo4jStore(Provider, GraphStore):
         key = check_key(key)
 
         async def work(transaction: Transaction) -> bool:
-            result = await transaction.run(statements.delete_node(codec), key=key)
+            result = await transaction.run(statements.trusted(statements.delete_node(codec)), key=key)
             return (await result.consume()).counters.nodes_deleted > 0
 
         with self._telemetry.call("delete"):
@@ -219,7 +219,7 @@ class Neo4jStore(Provider, GraphStore):
         cypher = statements.list_edges(codec, limited=most is not None)
 
         async def work(transaction: Transaction) -> list[E]:
-            result = await transaction.run(cypher, limit=most)
+            result = await transaction.run(statements.trusted(cypher), limit=most)
             return [codec.decode(source, target, found) async for source, target, found in result]
 
         with self._telemetry.call("edges"):
@@ -332,7 +332,7 @@ class Neo4jStore(Provider, GraphStore):
 
     def _run_only(self, cypher: str) -> Callable[[Transaction], Awaitable[None]]:
         async def work(transaction: Transaction) -> None:
-            await (await transaction.run(cypher)).consume()
+            await (await transaction.run(statements.trusted(cypher))).consume()
 
         return work
 
