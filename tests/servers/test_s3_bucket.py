@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -14,6 +15,7 @@ from obstore.store import S3Store
 import s3_bed
 import testbed
 from kmp_core.errors import (
+    AccessDenied,
     BackendError,
     ConfigurationError,
     Conflict,
@@ -261,8 +263,13 @@ async def test_a_rotated_secret_is_used_without_reopening(project: S3Project) ->
             await bucket.put("key", b"2")
         current = new
         await bucket.put("key", b"2")
+        # obstore asks for the key anew only where it did not within the last tenth of a second.
         async with asyncio.timeout(5):
-            assert await bucket.get("key") == b"2"
+            while True:
+                with contextlib.suppress(AccessDenied):
+                    assert await bucket.get("key") == b"2"
+                    break
+                await asyncio.sleep(0.05)
 
 
 async def test_a_bucket_that_is_not_there_says_what_to_do(project: S3Project) -> None:

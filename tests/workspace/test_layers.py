@@ -54,3 +54,11 @@ for root in sys.argv[1:]:
         [sys.executable, "-c", code, *PACKAGES], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_settings_are_listed_where_no_extra_is_installed() -> None:
+    """The settings of a server's store tell what could be set; its driver is needed only to use it."""
+    missing = sorted(DRIVERS | {"hiredis", "obstore"})
+    code = f"import sys\nfor name in {missing!r}:\n    sys.modules[name] = None\n"
+    code += "from importlib import metadata\n[point.load() for point in metadata.entry_points(group='kmp.settings')]"
+    loaded_by(code.replace("'sqlite3', ", ""))
