@@ -92,10 +92,7 @@ def test_entry_points_are_scanned_once(install, monkeypatch):
 @pytest.mark.parametrize(
     ("capability_name", "scheme", "installation"),
     [
-        ("storage.timeseries", "timescale", "kmp-storage[timescale]"),
-        ("storage.graph", "neo4j", "kmp-storage[neo4j]"),
-        ("storage.cache", "redis", "kmp-storage[redis]"),
-        ("storage.bucket", "s3", "kmp-storage[buckets]"),
+        ("storage.bucket", "gs", "kmp-storage[buckets]"),
         ("messaging.bus", "kafka", "kmp-messaging[kafka]"),
     ],
 )
@@ -107,6 +104,32 @@ def test_unknown_scheme_says_what_to_install(capability_name, scheme, installati
     assert f"pip install '{installation}'" in message
     assert spec.variable in message
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("capability_name", "scheme", "driver", "installation"),
+    [
+        ("storage.timeseries", "timescale", "asyncpg", "timescale"),
+        ("storage.graph", "neo4j", "neo4j", "neo4j"),
+        ("storage.cache", "redis", "redis", "redis"),
+        ("storage.bucket", "s3", "obstore", "buckets"),
+    ],
+)
+def test_missing_driver_says_what_to_install(capability_name, scheme, driver, installation):
+    program = f"""
+import sys
+sys.modules[{driver!r}] = None
+from kmp_core import plugins
+from kmp_core.capability import CapabilitySpec
+from kmp_core.errors import MissingExtra
+try:
+    plugins.find(CapabilitySpec({capability_name!r}, "sqlite:"), "{scheme}://app:hunter2@host/db")
+except MissingExtra as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert f"kmp-storage[{installation}]" in done.stdout
+    assert "hunter2" not in done.stdout
 
 
 def test_unknown_scheme_lists_the_known_ones_and_the_one_that_was_meant(install):

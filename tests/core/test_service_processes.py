@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -76,14 +77,16 @@ def start(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         started.append(process)
         return process
 
     yield start
     for process in started:
-        if process.poll() is None:
-            process.kill()
+        # The children that it forked hold its output open.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
@@ -370,10 +373,13 @@ def test_a_signal_to_a_forked_child_ends_the_child_alone(start):
                 async def fork():
                     while service.health.phase != "ready":
                         await asyncio.sleep(0.01)
+                    began, begin = os.pipe()
                     child = os.fork()
                     if child == 0:
+                        os.write(begin, b"!")
                         while True:
                             time.sleep(60)
+                    os.read(began, 1)  # Python forgets a signal that a child gets while it is being made
                     os.kill(child, signal.SIGTERM)
                     _, status = await asyncio.to_thread(os.waitpid, child, 0)
                     say(f"child {os.waitstatus_to_exitcode(status)}")

@@ -439,7 +439,7 @@ async def test_a_killed_server_is_used_again_within_seconds(admin: RedisAdmin, r
 
 
 @pytest.fixture
-def durable_server() -> Iterator[testbed.Server]:
+def durable_server(servers: object) -> Iterator[testbed.Server]:
     """A Redis that writes each change to its disk before it answers."""
     options = ["--appendonly", "yes", "--appendfsync", "always"]
     recipe = replace(

@@ -123,6 +123,11 @@ def extra(module: str, *, install: str) -> Iterator[None]:
     """
     try:
         yield
+    except MissingExtra as error:
+        # A module of ours below says so in its own extra's name; what the user asked for is this one's.
+        if error.name != module:
+            raise
+        raise MissingExtra(module, install=install) from error
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
