@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import email.message
+import re
 import sys
 import tarfile
 import zipfile
@@ -35,8 +36,10 @@ def faults(path: Path) -> Iterator[str]:
         yield from (f"{path.name}: lacks {wanted}" for wanted in required(name, version) if wanted not in names)
         yield from (f"{path.name}: metadata lacks {field}" for field in fields(name) if not metadata.get(field))
         for requirement in metadata.get_all("Requires-Dist", []):
-            sibling = next((s for s in sorted(SIBLINGS) if requirement.startswith(s)), None)
-            if name in SIBLINGS and sibling is not None and requirement != f"{sibling}=={version}":
+            # Its extras may be asked for: "kmp-core[http]==1.0; extra == 'buckets'".
+            pinned = re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?(.*?)(?: *;.*)?", requirement)
+            sibling = pinned[1] if pinned is not None and pinned[1] in SIBLINGS else None
+            if name in SIBLINGS and pinned is not None and sibling and pinned[2] != f"=={version}":
                 yield f"{path.name}: {requirement!r} does not pin the sibling to {version}"
         strays = [n for n in names if not n.startswith((package + "/", f"{package}-{version}.dist-info/"))]
         yield from (f"{path.name}: carries {stray}" for stray in strays)

@@ -31,6 +31,8 @@ html_show_sourcelink = False
 
 # Docstrings are written to be read in an editor: single backticks are code.
 default_role = "code"
+# A field's name in a signature may be that of another class's field; it is no reference that anybody follows.
+suppress_warnings = ["ref.python"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
