@@ -1,9 +1,11 @@
 """Measurements on TimescaleDB, or on PostgreSQL where the extension is missing: a project's own tables in its own role.
 
+```python
 async with TimescaleStore("timescale://acme@db.internal/acme?sslrootcert=/etc/ssl/db-ca.pem", project="acme") as store:
     await store.append(Delay(time=now, flight="UA1545", origin="EWR", minutes=2.0))
     async with store.connection() as connection:
         await connection.fetch("SELECT origin, avg(minutes) FROM delays GROUP BY origin")
+```
 """
 
 from __future__ import annotations
