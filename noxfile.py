@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import nox
@@ -151,12 +152,13 @@ def editable() -> list[str]:
 
 def run_away_from_the_sources(session: nox.Session) -> None:
     """Run the tests in a copy of everything but the packages, so that only what is installed can be imported."""
-    copy = Path(session.create_tmp()) / "away"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(ROOT, copy, ignore=not_the_sources)
-    with session.chdir(copy):
-        python(session, "-m", "pip", "check")
-        python(session, "-m", "pytest", *(session.posargs or product_tests()))
+    # Outside the clone, whose configuration what runs in a directory below it would find.
+    with tempfile.TemporaryDirectory(prefix="kmp-away-") as directory:
+        copy = Path(directory) / "away"
+        shutil.copytree(ROOT, copy, ignore=not_the_sources)
+        with session.chdir(copy):
+            python(session, "-m", "pip", "check")
+            python(session, "-m", "pytest", *(session.posargs or product_tests()))
 
 
 def product_tests() -> list[str]:
