@@ -197,6 +197,7 @@ VISIBLE: dict[Literal["database", "shared"], set[str]] = {
         "pg_catalog.pg_roles",
         "pg_catalog.pg_user",
         "pg_catalog.pg_stat_database",
+        "pg_catalog.pg_stats",  # of the catalogues, once they were analysed: names that are visible there anyway
         "pg_catalog.pg_stat_database_conflicts",
         "pg_catalog.pg_stat_activity",
         "pg_catalog.pg_db_role_setting",
@@ -209,6 +210,7 @@ VISIBLE: dict[Literal["database", "shared"], set[str]] = {
         "pg_catalog.pg_db_role_setting",
         "pg_catalog.pg_namespace",
         "pg_catalog.pg_tables",
+        "pg_catalog.pg_stats",  # of the catalogues, once they were analysed
         "pg_catalog.pg_indexes",
         "pg_catalog.pg_statio_all_tables",
         "pg_catalog.pg_statio_all_indexes",
