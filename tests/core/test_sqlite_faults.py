@@ -6,7 +6,7 @@ import os
 import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from kmp_core.errors import ConfigurationError, Corrupt, PermissionDenied, Unavailable
 from kmp_core.project import Project
 from kmp_core.sqlite import Database
+from kmp_core.sqlite.files import Owner, claim, refuse_strangers
 
 ACME = Project("acme")
 SCHEMA = ["CREATE TABLE note (text TEXT) STRICT"]
@@ -183,3 +184,29 @@ async def test_a_disk_that_is_full_from_the_beginning_is_reported(tmp_path):
     with mounted(tmp_path / "disk", "-o", "size=64k") as disk:
         (disk / "ballast").write_bytes(b"x" * 65536)
         await refused(make(disk / "n.db"), Unavailable, "disk")
+
+
+async def test_a_file_that_a_neighbour_makes_in_the_same_moment_is_no_strangers(tmp_path):
+    path = tmp_path / "n.db"
+
+    class Overtaken(sqlite3.Connection):
+        """Between its first look and its second, a neighbour claims the file."""
+
+        claimed = False
+
+        def execute(self, sql, *parameters):
+            answer = super().execute(sql, *parameters)
+            if sql == "PRAGMA application_id" and not self.claimed:
+                self.claimed = True
+                with closing(sqlite3.connect(path, isolation_level=None)) as neighbour:
+                    neighbour.execute("BEGIN IMMEDIATE")
+                    claim(neighbour, path, Owner(ACME, "storage.notes"), SCHEMA)
+                    neighbour.execute("COMMIT")
+            return answer
+
+    with closing(sqlite3.connect(path)) as first:
+        first.execute("PRAGMA journal_mode = WAL")  # readers and a writer side by side, as every opened file has it
+        with closing(sqlite3.connect(path, isolation_level=None, factory=Overtaken)) as late:
+            assert refuse_strangers(late, path, Owner(ACME, "storage.notes")) == 0
+            assert late.claimed
+            assert refuse_strangers(late, path, Owner(ACME, "storage.notes")) == 1

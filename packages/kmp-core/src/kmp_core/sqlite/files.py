@@ -116,7 +116,21 @@ def connect(path: Path | None, synchronous: Synchronous, *, owner: Owner | None 
 
 
 def refuse_strangers(connection: sqlite3.Connection, path: Path | None, owner: Owner) -> int:
-    """Return the file's schema version, 0 for a new one, or refuse a file of another project or capability."""
+    """Return the file's schema version, 0 for a new one, or refuse a file of another project or capability.
+
+    All is read in one transaction, the caller's or one made here: a neighbour who claims a new file between two looks
+    would otherwise make it look like a stranger's.
+    """
+    if connection.in_transaction:
+        return _version_of_ours(connection, path, owner)
+    patiently(connection, "BEGIN")
+    try:
+        return _version_of_ours(connection, path, owner)
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _version_of_ours(connection: sqlite3.Connection, path: Path | None, owner: Owner) -> int:
     application = patiently(connection, "PRAGMA application_id")
     version = patiently(connection, "PRAGMA user_version")
     foreign = application not in (0, _APPLICATION_ID) or (
