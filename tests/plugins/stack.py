@@ -56,15 +56,15 @@ def remember(servers: dict[str, testbed.Server], variables: dict[str, str]) -> N
 async def provision(servers: dict[str, testbed.Server]) -> dict[str, str]:
     """Give the project its place on each server, as an administrator does, and return a service's variables."""
     from kmp_storage.bucket.provisioning import VersityProvisioner
-    from kmp_storage.redis_admin import RedisAdmin
-    from kmp_storage.timescale_admin import TimescaleAdmin
+    from kmp_storage.redis.provisioning import RedisProvisioner
+    from kmp_storage.timescale.provisioning import TimescaleProvisioner
 
     at = {name: server.address for name, server in servers.items()}
     password = {name: server.password for name, server in servers.items()}
     postgres = f"timescale://postgres:{password['timescaledb']}@{at['timescaledb']}/postgres?sslmode=disable"
-    async with TimescaleAdmin(postgres) as timescale:
+    async with TimescaleProvisioner(postgres) as timescale:
         access = await timescale.provision(PROJECT)
-    async with RedisAdmin(f"redis://default:{password['redis']}@{at['redis']}") as redis:
+    async with RedisProvisioner(f"redis://default:{password['redis']}@{at['redis']}") as redis:
         secret = await redis.provision(PROJECT)
     async with VersityProvisioner(f"s3+http://admin:{password['s3']}@{at['s3']}") as buckets:
         key = await buckets.provision(PROJECT)

@@ -16,28 +16,28 @@ from kmp_core.errors import ConfigurationError, Conflict, InvalidInput
 from kmp_core.project import Environment, Project, ServiceName
 from kmp_core.secrets import Secret, SecretStore
 from kmp_storage.redis import RedisCache, RedisSettings
-from kmp_storage.redis_admin import RedisAdmin
+from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
 
 PASSWORD = Secret("gate 7")
 
 
 @pytest.fixture
-async def admin(redis_server: testbed.Server) -> AsyncIterator[RedisAdmin]:
-    async with RedisAdmin(f"redis://default:{redis_server.password}@{redis_server.address}") as admin:
+async def admin(redis_server: testbed.Server) -> AsyncIterator[RedisProvisioner]:
+    async with RedisProvisioner(f"redis://default:{redis_server.password}@{redis_server.address}") as admin:
         await admin.provision("gates", password=PASSWORD)
         yield admin
         await admin.deprovision("gates", force=True)
 
 
 @pytest.fixture
-async def root(admin: RedisAdmin, redis_server: testbed.Server) -> AsyncIterator[bare.Redis]:
+async def root(admin: RedisProvisioner, redis_server: testbed.Server) -> AsyncIterator[bare.Redis]:
     async with bare.Redis(port=redis_server.port, password=redis_server.password) as root:
         yield root
 
 
 @pytest.fixture
-def url(admin: RedisAdmin, redis_server: testbed.Server) -> str:
+def url(admin: RedisProvisioner, redis_server: testbed.Server) -> str:
     return f"redis://gates:gate%207@{redis_server.address}"
 
 
@@ -213,7 +213,9 @@ async def test_a_full_server_refuses_and_is_no_crash(root: bare.Redis, url: str)
 # Logging in
 
 
-async def test_a_rotated_password_is_used_without_a_restart(admin: RedisAdmin, root: bare.Redis, url: str) -> None:
+async def test_a_rotated_password_is_used_without_a_restart(
+    admin: RedisProvisioner, root: bare.Redis, url: str
+) -> None:
     current = PASSWORD
 
     async def password() -> Secret:

@@ -14,7 +14,7 @@ import testbed
 from kmp_core.secrets import Secret
 from kmp_core.testing import Make
 from kmp_storage.redis import RedisCache, RedisSettings
-from kmp_storage.redis_admin import RedisAdmin
+from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.shared_cache import SharedCacheContract
 
 PASSWORD = Secret("correct horse")
@@ -23,7 +23,7 @@ PASSWORD = Secret("correct horse")
 @pytest.fixture
 async def server(redis_server: testbed.Server) -> AsyncIterator[str]:
     """The address of a Redis on which both projects of the contract have their own users, and nothing stored."""
-    async with RedisAdmin(f"redis://default:{redis_server.password}@{redis_server.address}") as admin:
+    async with RedisProvisioner(f"redis://default:{redis_server.password}@{redis_server.address}") as admin:
         for project in ("acme", "acme2"):
             await admin.provision(project, password=PASSWORD)
         yield redis_server.address

@@ -17,17 +17,17 @@ from kmp_core.deadlines import deadline
 from kmp_core.errors import BackendError, DeadlineExceeded, PoolExhausted, Unavailable
 from kmp_core.secrets import Secret
 from kmp_storage.redis import RedisCache, RedisSettings
-from kmp_storage.redis_admin import RedisAdmin
-from kmp_storage.redis_connections import Channel
+from kmp_storage.redis.connections import Channel
+from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
 
 PASSWORD = Secret("staple")
 
 
 @pytest.fixture
-async def admin(redis_server: testbed.Server) -> AsyncIterator[RedisAdmin]:
+async def admin(redis_server: testbed.Server) -> AsyncIterator[RedisProvisioner]:
     url = f"redis://default:{redis_server.password}@{redis_server.address}"
-    async with RedisAdmin(url) as admin:
+    async with RedisProvisioner(url) as admin:
         await admin.provision("faulty", password=PASSWORD)
         yield admin
         await admin.deprovision("faulty", force=True)
@@ -39,7 +39,7 @@ def cache_at(port: int, **settings: Any) -> RedisCache:
 
 
 @pytest.fixture
-def proxy(admin: RedisAdmin, redis_server: testbed.Server, proxies: faults.Proxies) -> Any:
+def proxy(admin: RedisProvisioner, redis_server: testbed.Server, proxies: faults.Proxies) -> Any:
     with proxies.before(redis_server) as proxy:
         yield proxy
 
@@ -420,7 +420,9 @@ async def test_who_finds_no_connection_in_time_is_told_so(proxy: faults.Proxy) -
 # The server's death
 
 
-async def test_a_killed_server_is_used_again_within_seconds(admin: RedisAdmin, redis_server: testbed.Server) -> None:
+async def test_a_killed_server_is_used_again_within_seconds(
+    admin: RedisProvisioner, redis_server: testbed.Server
+) -> None:
     async with cache_at(redis_server.port, near_max_bytes=1 << 20) as cache:
         await cache.set("key", b"1")
         redis_server.kill()

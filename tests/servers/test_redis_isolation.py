@@ -23,7 +23,7 @@ from kmp_core.errors import (
 )
 from kmp_core.secrets import Secret
 from kmp_storage.redis import RedisCache
-from kmp_storage.redis_admin import RedisAdmin
+from kmp_storage.redis.provisioning import RedisProvisioner
 
 FOREIGN = ["acme2:v:{.key}", "acme2", "acme", "acm:v:{.key}", "other"]
 
@@ -92,8 +92,8 @@ def administrator_of(server: testbed.Server) -> str:
 
 
 @pytest.fixture
-async def admin(redis_server: testbed.Server) -> AsyncIterator[RedisAdmin]:
-    async with RedisAdmin(administrator_of(redis_server)) as admin:
+async def admin(redis_server: testbed.Server) -> AsyncIterator[RedisProvisioner]:
+    async with RedisProvisioner(administrator_of(redis_server)) as admin:
         yield admin
         for project in ("acme", "acme2"):
             await admin.deprovision(project, force=True)
@@ -126,7 +126,7 @@ async def allowed(client: redis.asyncio.Redis, commands: list[str]) -> list[str]
 
 
 @pytest.fixture
-async def raw(admin: RedisAdmin, redis_server: testbed.Server) -> AsyncIterator[redis.asyncio.Redis]:
+async def raw(admin: RedisProvisioner, redis_server: testbed.Server) -> AsyncIterator[redis.asyncio.Redis]:
     password = await admin.provision("acme")
     await admin.provision("acme2")
     async with await client_of(redis_server, "acme", password) as client:
@@ -165,7 +165,7 @@ async def test_a_transaction_with_a_foreign_key_does_nothing(raw: redis.asyncio.
 
 
 async def test_the_cache_of_a_neighbour_is_refused_by_the_server(
-    admin: RedisAdmin, redis_server: testbed.Server
+    admin: RedisProvisioner, redis_server: testbed.Server
 ) -> None:
     password = await admin.provision("acme")
     await admin.provision("acme2")
@@ -181,7 +181,7 @@ async def test_the_cache_of_a_neighbour_is_refused_by_the_server(
                 raise AssertionError("a lock of the neighbour's")
 
 
-async def test_a_refused_change_spoils_no_later_call(admin: RedisAdmin, redis_server: testbed.Server) -> None:
+async def test_a_refused_change_spoils_no_later_call(admin: RedisProvisioner, redis_server: testbed.Server) -> None:
     password = await admin.provision("acme")
     assert password is not None
     async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
@@ -200,11 +200,11 @@ async def test_a_service_s_own_password_is_not_the_administrator_s(
 ) -> None:
     monkeypatch.setenv("KMP_STORAGE_REDIS_USERNAME", "acme")
     monkeypatch.setenv("KMP_STORAGE_REDIS_PASSWORD", "of the service")
-    async with RedisAdmin(administrator_of(redis_server)) as admin:
+    async with RedisProvisioner(administrator_of(redis_server)) as admin:
         await admin.check()
 
 
-async def test_a_wrong_password_is_no_outage(admin: RedisAdmin, redis_server: testbed.Server) -> None:
+async def test_a_wrong_password_is_no_outage(admin: RedisProvisioner, redis_server: testbed.Server) -> None:
     await admin.provision("acme")
     for url in (f"redis://acme:hunter2@{redis_server.address}", f"redis://nobody:hunter2@{redis_server.address}"):
         with pytest.raises(Unauthenticated) as caught:
@@ -213,7 +213,7 @@ async def test_a_wrong_password_is_no_outage(admin: RedisAdmin, redis_server: te
 
 
 async def test_provisioning_again_keeps_the_password_and_restores_the_rights(
-    admin: RedisAdmin, redis_server: testbed.Server
+    admin: RedisProvisioner, redis_server: testbed.Server
 ) -> None:
     password = await admin.provision("acme")
     async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
@@ -224,7 +224,7 @@ async def test_provisioning_again_keeps_the_password_and_restores_the_rights(
         assert await client.get("acme:v:{.key}") is None
 
 
-async def test_a_given_password_replaces_the_old_one(admin: RedisAdmin, redis_server: testbed.Server) -> None:
+async def test_a_given_password_replaces_the_old_one(admin: RedisProvisioner, redis_server: testbed.Server) -> None:
     old = await admin.provision("acme")
     assert await admin.provision("acme", password=Secret("new")) is None
     async with await client_of(redis_server, "acme", Secret("new")) as client:
@@ -253,9 +253,9 @@ def replica(redis_server: testbed.Server) -> Iterator[testbed.Server]:
 
 
 async def test_every_node_has_the_user_and_loses_it(redis_server: testbed.Server, replica: testbed.Server) -> None:
-    async with RedisAdmin(administrator_of(redis_server)) as first:
+    async with RedisProvisioner(administrator_of(redis_server)) as first:
         password = await first.provision("acme")  # before there was a second node
-    async with RedisAdmin(administrator_of(redis_server), administrator_of(replica)) as admin:
+    async with RedisProvisioner(administrator_of(redis_server), administrator_of(replica)) as admin:
         assert await admin.provision("acme") is None
         for node in (redis_server, replica):
             async with await client_of(node, "acme", password) as client:
@@ -270,7 +270,9 @@ async def test_every_node_has_the_user_and_loses_it(redis_server: testbed.Server
                     await client.ping()
 
 
-async def test_deprovisioning_refuses_while_there_is_data(admin: RedisAdmin, redis_server: testbed.Server) -> None:
+async def test_deprovisioning_refuses_while_there_is_data(
+    admin: RedisProvisioner, redis_server: testbed.Server
+) -> None:
     password = await admin.provision("acme")
     neighbour = await admin.provision("acme2")
     async with (
@@ -293,7 +295,7 @@ async def test_deprovisioning_refuses_while_there_is_data(admin: RedisAdmin, red
 
 
 async def test_a_project_called_like_the_builtin_user_gets_another(
-    admin: RedisAdmin, redis_server: testbed.Server
+    admin: RedisProvisioner, redis_server: testbed.Server
 ) -> None:
     try:
         password = await admin.provision("default")
@@ -309,14 +311,14 @@ async def test_a_project_called_like_the_builtin_user_gets_another(
 
 
 @pytest.mark.parametrize("project", ["a*", "..", "acme ~*", "ACME", "аcme", "acme.", ""])
-async def test_what_is_no_project_gets_no_user(admin: RedisAdmin, project: str) -> None:
+async def test_what_is_no_project_gets_no_user(admin: RedisProvisioner, project: str) -> None:
     with pytest.raises(InvalidInput, match="project"):
         await admin.provision(project)
 
 
 async def test_an_administration_has_a_life_like_every_resource(redis_server: testbed.Server) -> None:
-    admin = RedisAdmin(administrator_of(redis_server))
+    admin = RedisProvisioner(administrator_of(redis_server))
     with pytest.raises(LifecycleError):
         await admin.provision("acme")
     with pytest.raises(ConfigurationError):
-        RedisAdmin()
+        RedisProvisioner()

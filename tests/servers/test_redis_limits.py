@@ -13,13 +13,13 @@ import testbed
 from kmp_core.errors import InvalidInput, Unavailable
 from kmp_core.secrets import Secret
 from kmp_storage.redis import RedisCache
-from kmp_storage.redis_admin import RedisAdmin
+from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
 
 
 @pytest.fixture
 async def user(redis_server: testbed.Server) -> AsyncIterator[str]:
-    async with RedisAdmin(f"redis://default:{redis_server.password}@{redis_server.address}") as admin:
+    async with RedisProvisioner(f"redis://default:{redis_server.password}@{redis_server.address}") as admin:
         await admin.provision("limits", password=Secret("limits"))
         yield "redis://limits:limits@"
         await admin.deprovision("limits", force=True)

@@ -14,8 +14,8 @@ import testbed
 from kmp_core.errors import LifecycleError
 from kmp_core.secrets import Secret
 from kmp_storage.redis import RedisCache, RedisSettings
-from kmp_storage.redis_admin import RedisAdmin
-from kmp_storage.redis_near import Near
+from kmp_storage.redis.near import Near
+from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
 
 PASSWORD = Secret("near")
@@ -23,7 +23,7 @@ PASSWORD = Secret("near")
 
 @pytest.fixture
 async def port(redis_server: testbed.Server) -> AsyncIterator[int]:
-    async with RedisAdmin(f"redis://default:{redis_server.password}@{redis_server.address}") as admin:
+    async with RedisProvisioner(f"redis://default:{redis_server.password}@{redis_server.address}") as admin:
         await admin.provision("nearby", password=PASSWORD)
         yield redis_server.port
         await admin.deprovision("nearby", force=True)
@@ -104,7 +104,7 @@ async def test_what_another_process_changes_is_seen(port: int, change: str) -> N
 @pytest.fixture
 async def tracking_port(redis_server: testbed.Server) -> AsyncIterator[int]:
     """A server that the project has for itself."""
-    async with RedisAdmin(f"redis://default:{redis_server.password}@{redis_server.address}") as admin:
+    async with RedisProvisioner(f"redis://default:{redis_server.password}@{redis_server.address}") as admin:
         await admin.provision("nearby", password=PASSWORD, placement="dedicated")
         yield redis_server.port
         await admin.deprovision("nearby", force=True)
@@ -259,7 +259,7 @@ async def test_it_keeps_to_its_bytes(port: int) -> None:
 
 
 def test_what_is_used_outlives_what_is_not() -> None:
-    from kmp_storage.redis_entries import Found
+    from kmp_storage.redis.entries import Found
 
     near = Near(max_bytes=20_000, ttl=60)
     near.live = True

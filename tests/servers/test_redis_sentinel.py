@@ -16,7 +16,7 @@ import testbed
 from kmp_core.errors import ConfigurationError, Unavailable
 from kmp_core.secrets import Secret
 from kmp_storage.redis import RedisCache, RedisSettings
-from kmp_storage.redis_admin import RedisAdmin
+from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
 
 WORD = "sentinel-test"
@@ -72,7 +72,7 @@ def node(server: testbed.Server) -> str:
 
 
 async def test_a_failover_is_followed(watched: Watched) -> None:
-    async with RedisAdmin(node(watched.primary), node(watched.replica)) as admin:
+    async with RedisProvisioner(node(watched.primary), node(watched.replica)) as admin:
         password = await admin.provision("flights")
     assert password is not None
     settings = RedisSettings.load(sentinel="primary", sentinel_password=WORD, near_max_bytes=1 << 20)

@@ -11,7 +11,7 @@ import testbed
 from kmp_core.testing import Make
 from kmp_storage.testing.shared_timeseries import SharedTimeSeriesContract
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
-from kmp_storage.timescale_admin import Access, Quota, TimescaleAdmin
+from kmp_storage.timescale.provisioning import Access, Quota, TimescaleProvisioner
 from postgres_bed import admin, admin_url
 
 PROJECTS = ("acme", "acme2")
@@ -24,11 +24,11 @@ class Contract(SharedTimeSeriesContract):
     @classmethod
     def places(cls, timescaledb: testbed.Server) -> Iterator[dict[str, Access]]:
         async def make() -> dict[str, Access]:
-            async with TimescaleAdmin(admin_url(timescaledb), extension=cls.extension) as operator:
+            async with TimescaleProvisioner(admin_url(timescaledb), extension=cls.extension) as operator:
                 return {name: await operator.provision(name, Quota(connections=30)) for name in PROJECTS}
 
         async def drop() -> None:
-            async with TimescaleAdmin(admin_url(timescaledb)) as operator:
+            async with TimescaleProvisioner(admin_url(timescaledb)) as operator:
                 for name in PROJECTS:
                     await operator.deprovision(name, force=True)
 

@@ -18,7 +18,7 @@ from kmp_core.project import Project
 from kmp_core.secrets import Secret
 from kmp_storage.models import Measurement
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
-from kmp_storage.timescale_admin import Access, Placement, Quota, TimescaleAdmin
+from kmp_storage.timescale.provisioning import Access, Placement, Quota, TimescaleProvisioner
 from postgres_bed import admin, admin_url, connect, until
 
 REFUSED = asyncpg.InsufficientPrivilegeError
@@ -52,9 +52,9 @@ class Two:
 
 
 @pytest.fixture
-async def operator(timescaledb: testbed.Server) -> AsyncIterator[TimescaleAdmin]:
+async def operator(timescaledb: testbed.Server) -> AsyncIterator[TimescaleProvisioner]:
     shared = f"shared_{secrets.token_hex(4)}"
-    async with TimescaleAdmin(admin_url(timescaledb), shared_database=shared) as made:
+    async with TimescaleProvisioner(admin_url(timescaledb), shared_database=shared) as made:
         yield made
     async with admin(timescaledb) as connection:
         await connection.execute(f"DROP DATABASE IF EXISTS {shared} WITH (FORCE)")
@@ -67,7 +67,7 @@ def placement(request: pytest.FixtureRequest) -> Placement:
 
 
 @pytest.fixture
-async def two(timescaledb: testbed.Server, operator: TimescaleAdmin, placement: Placement) -> AsyncIterator[Two]:
+async def two(timescaledb: testbed.Server, operator: TimescaleProvisioner, placement: Placement) -> AsyncIterator[Two]:
     names = [f"{kind}-{secrets.token_hex(4)}" for kind in ("victim", "neighbour")]
     victim, neighbour = [await operator.provision(name, placement=placement) for name in names]
     made = Two(timescaledb, victim, neighbour)
@@ -264,14 +264,14 @@ async def test_what_stays_visible_is_what_the_docs_list(two: Two, placement: Pla
 # Provisioning
 
 
-async def test_provisioning_again_changes_nothing_that_is_stored(two: Two, operator: TimescaleAdmin) -> None:
+async def test_provisioning_again_changes_nothing_that_is_stored(two: Two, operator: TimescaleProvisioner) -> None:
     again = await operator.provision(two.victim.project, placement=two.victim.placement)
     assert again.password is None, "the role keeps its own"
     async with store_of(two.victim) as store:
         assert [note.text async for note in store.read(Note)] == [SECRET]
 
 
-async def test_quotas_bind(operator: TimescaleAdmin, timescaledb: testbed.Server, placement: Placement) -> None:
+async def test_quotas_bind(operator: TimescaleProvisioner, timescaledb: testbed.Server, placement: Placement) -> None:
     name = f"small-{secrets.token_hex(4)}"
     access = await operator.provision(name, Quota(connections=2, temp_file_bytes=1 << 20), placement=placement)
     try:
@@ -296,7 +296,7 @@ async def test_quotas_bind(operator: TimescaleAdmin, timescaledb: testbed.Server
 
 
 async def test_a_statement_beyond_its_time_is_ended_though_the_role_lifted_its_limit(
-    operator: TimescaleAdmin, timescaledb: testbed.Server, placement: Placement
+    operator: TimescaleProvisioner, timescaledb: testbed.Server, placement: Placement
 ) -> None:
     name = f"slow-{secrets.token_hex(4)}"
     access = await operator.provision(name, Quota(statement_time=timedelta(seconds=1)), placement=placement)
@@ -327,7 +327,7 @@ async def test_a_statement_beyond_its_time_is_ended_though_the_role_lifted_its_l
         await operator.deprovision(name, placement=placement, force=True)
 
 
-async def test_what_is_not_empty_is_not_removed_unless_forced(two: Two, operator: TimescaleAdmin) -> None:
+async def test_what_is_not_empty_is_not_removed_unless_forced(two: Two, operator: TimescaleProvisioner) -> None:
     name, placement = two.victim.project, two.victim.placement
     with pytest.raises(Conflict, match="notes"):
         await operator.deprovision(name, placement=placement)
@@ -351,7 +351,7 @@ async def test_what_is_not_empty_is_not_removed_unless_forced(two: Two, operator
         assert not await connection.fetchval("SELECT count(*) FROM pg_roles WHERE rolname = $1", two.victim.role)
 
 
-async def test_a_rotated_password_counts_for_new_sessions(two: Two, operator: TimescaleAdmin) -> None:
+async def test_a_rotated_password_counts_for_new_sessions(two: Two, operator: TimescaleProvisioner) -> None:
     await operator.set_password(two.victim.project, Secret("another-password-1"))
     with pytest.raises(Unauthenticated):
         await store_of(two.victim).open()
@@ -363,7 +363,7 @@ async def test_a_rotated_password_counts_for_new_sessions(two: Two, operator: Ti
 
 
 async def test_projects_whose_names_resemble_each_other_stay_apart(
-    operator: TimescaleAdmin, timescaledb: testbed.Server
+    operator: TimescaleProvisioner, timescaledb: testbed.Server
 ) -> None:
     names = [f"a{secrets.token_hex(3)}"]
     names += [f"{names[0]}2", f"{names[0]}-x", "user", "public"]
@@ -384,7 +384,7 @@ async def test_projects_whose_names_resemble_each_other_stay_apart(
             await operator.deprovision(name, force=True)
 
 
-async def test_a_wrong_wish_is_refused_by_field(operator: TimescaleAdmin) -> None:
+async def test_a_wrong_wish_is_refused_by_field(operator: TimescaleProvisioner) -> None:
     with pytest.raises(InvalidInput, match="connections"):
         Quota(connections=0)
     with pytest.raises(InvalidInput, match="temp_file_bytes"):

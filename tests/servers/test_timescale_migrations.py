@@ -12,15 +12,15 @@ import pytest
 import testbed
 from kmp_core.errors import Conflict, InvalidInput
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
-from kmp_storage.timescale_admin import Access, TimescaleAdmin
-from kmp_storage.timescale_migrations import migrate
+from kmp_storage.timescale.migrations import migrate
+from kmp_storage.timescale.provisioning import Access, TimescaleProvisioner
 from postgres_bed import admin_url
 
 
 @pytest.fixture
 async def access(timescaledb: testbed.Server) -> AsyncIterator[Access]:
     name = f"m-{secrets.token_hex(5)}"
-    async with TimescaleAdmin(admin_url(timescaledb), extension=False) as operator:
+    async with TimescaleProvisioner(admin_url(timescaledb), extension=False) as operator:
         yield await operator.provision(name)
         await operator.deprovision(name, force=True)
 

@@ -29,7 +29,7 @@ from kmp_core.service import Service
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import TimeSeriesStore
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
-from kmp_storage.timescale_admin import Access, TimescaleAdmin
+from kmp_storage.timescale.provisioning import Access, TimescaleProvisioner
 from postgres_bed import admin, admin_url, until
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -73,7 +73,7 @@ async def apache(timescaledb: testbed.Server) -> AsyncIterator[Access]:
 
 async def project_on(server: testbed.Server, *, extension: bool) -> AsyncIterator[Access]:
     name = f"p-{secrets.token_hex(5)}"
-    async with TimescaleAdmin(admin_url(server), extension=extension) as operator:
+    async with TimescaleProvisioner(admin_url(server), extension=extension) as operator:
         yield await operator.provision(name)
         await server.wait_until_ready()
         await operator.deprovision(name, force=True)

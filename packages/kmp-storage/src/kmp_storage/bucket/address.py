@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from kmp_core.errors import ConfigurationError, Fault
 from kmp_storage.bucket.signing import AccessKey, AccessKeys
-from kmp_storage.bucket_settings import S3Settings
+from kmp_storage.settings.s3 import S3Settings
 
 __all__ = ["Address"]
 

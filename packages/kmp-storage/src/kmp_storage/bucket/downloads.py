@@ -25,7 +25,7 @@ from kmp_core.project import Project
 from kmp_storage.bucket.address import Address
 from kmp_storage.bucket.entries import Mark
 from kmp_storage.bucket.requests import Requests
-from kmp_storage.bucket_settings import S3Settings
+from kmp_storage.settings.s3 import S3Settings
 
 with extra("obstore", install="kmp-storage[buckets]"):
     import obstore

@@ -18,7 +18,7 @@ from kmp_core.project import Project, backend_name
 from kmp_storage.bucket.address import Address
 from kmp_storage.bucket.requests import Requests, texts
 from kmp_storage.bucket.signing import AccessKey
-from kmp_storage.bucket_settings import S3Settings
+from kmp_storage.settings.s3 import S3Settings
 
 __all__ = ["VersityProvisioner"]
 

@@ -34,10 +34,10 @@ from kmp_storage.bucket.entries import Mark, describe, entry_of_headers, server_
 from kmp_storage.bucket.requests import Requests, texts
 from kmp_storage.bucket.signing import AccessKey, AccessKeys
 from kmp_storage.bucket.uploads import Uploads, checksum_header
-from kmp_storage.bucket_settings import S3Settings
 from kmp_storage.embedded.bucket.keys import check_content_type, check_key, check_metadata, check_prefix
 from kmp_storage.embedded.bucket.streams import apart, check_chunk, check_count, chunks_of, closing
 from kmp_storage.protocols import Bucket
+from kmp_storage.settings.s3 import S3Settings
 from kmp_storage.values import BucketEntry
 
 __all__ = ["S3Bucket", "S3Settings"]

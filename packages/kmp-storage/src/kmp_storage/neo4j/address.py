@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from kmp_core.errors import ConfigurationError, Fault
 from kmp_core.plugins import extra
 from kmp_core.secrets import Secret
-from kmp_storage.neo4j_settings import Neo4jSettings
+from kmp_storage.settings.neo4j import Neo4jSettings
 
 with extra("neo4j", install="kmp-storage[neo4j]"):
     import neo4j

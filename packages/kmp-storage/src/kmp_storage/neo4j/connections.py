@@ -16,7 +16,7 @@ from kmp_core.retries import Retries
 from kmp_storage.neo4j import statements
 from kmp_storage.neo4j.address import Neo4jAddress
 from kmp_storage.neo4j.errors import BACKEND, ERRORS, LOST
-from kmp_storage.neo4j_settings import Neo4jSettings
+from kmp_storage.settings.neo4j import Neo4jSettings
 
 with extra("neo4j", install="kmp-storage[neo4j]"):
     import neo4j

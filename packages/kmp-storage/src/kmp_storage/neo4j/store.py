@@ -29,8 +29,8 @@ from kmp_storage.neo4j.codec import EdgeCodec, NodeCodec, edge_codec, node_codec
 from kmp_storage.neo4j.connections import Connections, Transaction
 from kmp_storage.neo4j.merging import Plan, plan
 from kmp_storage.neo4j.walks import Step, Walk
-from kmp_storage.neo4j_settings import Neo4jSettings
 from kmp_storage.protocols import Direction, GraphStore, Via
+from kmp_storage.settings.neo4j import Neo4jSettings
 from kmp_storage.streams import chunked
 from kmp_storage.values import Path
 

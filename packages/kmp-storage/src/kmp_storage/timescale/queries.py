@@ -16,8 +16,8 @@ from kmp_core.postgres import Connection
 from kmp_storage.embedded.columns import from_microseconds, microseconds
 from kmp_storage.embedded.timeseries.buckets import LONGEST_SPLIT, Every, Segment, begin_of, segments
 from kmp_storage.embedded.timeseries.schema import Series, quoted
-from kmp_storage.timescale_codec import TimescaleCodec, parameter
-from kmp_storage.timescale_schema import Place
+from kmp_storage.timescale.codec import TimescaleCodec, parameter
+from kmp_storage.timescale.schema import Place
 from kmp_storage.values import Row
 
 __all__ = ["Filter", "Summary", "filter_of", "latest", "ordered", "summarise"]

@@ -8,8 +8,8 @@ import random
 import time
 
 from kmp_core.errors import KmpError
-from kmp_storage.redis_connections import Channel, Connections
-from kmp_storage.redis_entries import Found, Keys
+from kmp_storage.redis.connections import Channel, Connections
+from kmp_storage.redis.entries import Found, Keys
 
 __all__ = ["Near", "Reservation"]
 

@@ -1,6 +1,6 @@
 """Give a project its place on a PostgreSQL server, and take it away; with rights that no service process ever has.
 
-    admin = TimescaleAdmin("timescale://postgres:…@db.internal/postgres?sslrootcert=/etc/ssl/db-ca.pem")
+    admin = TimescaleProvisioner("timescale://postgres:…@db.internal/postgres?sslrootcert=/etc/ssl/db-ca.pem")
     async with admin:
         access = await admin.provision("skyline", Quota(connections=30, temp_file_bytes=2 << 30))
         print(access.url)           # for the project's secret; shows its password to nobody who does not reveal it
@@ -31,7 +31,7 @@ with extra("asyncpg", install="kmp-storage[timescale]"):
 
 from kmp_storage.embedded.timeseries.schema import quoted
 
-__all__ = ["Access", "Placement", "Quota", "TimescaleAdmin"]
+__all__ = ["Access", "Placement", "Quota", "TimescaleProvisioner"]
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Quota:
     connections: int = 50
     temp_file_bytes: int = 10 << 30
     statement_time: timedelta = timedelta(minutes=30)
-    """Bound by `TimescaleAdmin.enforce`; before that only the session's own default, which a project may lift."""
+    """Bound by `TimescaleProvisioner.enforce`; before that only the session's own default, which a project may lift."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.connections <= 10_000:
@@ -88,7 +88,7 @@ class Access:
     password: Secret | None
 
 
-class TimescaleAdmin(Provider):
+class TimescaleProvisioner(Provider):
     """Makes and removes projects on one server. Opened by an operator's tool, never by a service."""
 
     def __init__(

@@ -15,9 +15,9 @@ from kmp_core.deadlines import deadline
 from kmp_core.errors import Conflict
 from kmp_core.telemetry import Telemetry
 from kmp_storage.embedded.cache.file import Pauses
-from kmp_storage.redis_connections import Connections
-from kmp_storage.redis_entries import Keys
-from kmp_storage.redis_leases import Leases
+from kmp_storage.redis.connections import Connections
+from kmp_storage.redis.entries import Keys
+from kmp_storage.redis.leases import Leases
 from kmp_storage.values import Lease
 
 __all__ = ["Locks"]

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from kmp_core.errors import KmpError, Unavailable
-from kmp_storage.redis_address import RedisAddress
-from kmp_storage.redis_errors import ERRORS
+from kmp_storage.redis.address import RedisAddress
+from kmp_storage.redis.errors import ERRORS
 
 __all__ = ["locate"]
 

@@ -25,21 +25,21 @@ from kmp_core.secrets import Secret, SecretStore
 from kmp_core.telemetry import Telemetry
 from kmp_storage.cache import check_key, time_to_live
 from kmp_storage.protocols import Cache
-from kmp_storage.redis_address import Password, RedisAddress
-from kmp_storage.redis_connections import Command, Connections
-from kmp_storage.redis_entries import Keys, decode, encode, is_number
-from kmp_storage.redis_errors import Untrusted, is_outage
-from kmp_storage.redis_leases import Leases
-from kmp_storage.redis_limits import Allowance, Limits
-from kmp_storage.redis_loads import Load, Loads, Look, Terms
-from kmp_storage.redis_locks import Locks
-from kmp_storage.redis_near import Near
-from kmp_storage.redis_reads import Reads
-from kmp_storage.redis_settings import RedisSettings
-from kmp_storage.redis_writes import Unsaid
+from kmp_storage.redis.address import Password, RedisAddress
+from kmp_storage.redis.connections import Command, Connections
+from kmp_storage.redis.entries import Keys, decode, encode, is_number
+from kmp_storage.redis.errors import Untrusted, is_outage
+from kmp_storage.redis.leases import Leases
+from kmp_storage.redis.limits import Allowance, Limits
+from kmp_storage.redis.loads import Load, Loads, Look, Terms
+from kmp_storage.redis.locks import Locks
+from kmp_storage.redis.near import Near
+from kmp_storage.redis.reads import Reads
+from kmp_storage.redis.writes import Unsaid
+from kmp_storage.settings.redis import RedisSettings
 from kmp_storage.values import CacheStatistics, Lease
 
-__all__ = ["Allowance", "RedisCache", "RedisSettings"]
+__all__ = ["RedisCache"]
 
 _INT64 = 1 << 63
 

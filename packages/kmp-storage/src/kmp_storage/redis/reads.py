@@ -7,7 +7,7 @@ import contextvars
 from typing import Any
 
 from kmp_core.errors import DeadlineExceeded
-from kmp_storage.redis_connections import Command, Connections
+from kmp_storage.redis.connections import Command, Connections
 
 __all__ = ["Reads"]
 

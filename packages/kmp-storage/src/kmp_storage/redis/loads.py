@@ -15,11 +15,11 @@ from kmp_core.deadlines import deadline, remaining
 from kmp_core.errors import BackendError
 from kmp_storage.embedded.cache.file import Pauses
 from kmp_storage.embedded.cache.flights import Flights, Landed
-from kmp_storage.redis_connections import Connections
-from kmp_storage.redis_entries import NOTHING, Found, Keys, decode, encode
-from kmp_storage.redis_errors import is_outage
-from kmp_storage.redis_leases import Leases
-from kmp_storage.redis_settings import RedisSettings
+from kmp_storage.redis.connections import Connections
+from kmp_storage.redis.entries import NOTHING, Found, Keys, decode, encode
+from kmp_storage.redis.errors import is_outage
+from kmp_storage.redis.leases import Leases
+from kmp_storage.settings.redis import RedisSettings
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kmp_core.errors import InvalidInput
-from kmp_storage.redis_connections import Connections
-from kmp_storage.redis_entries import Keys
+from kmp_storage.redis.connections import Connections
+from kmp_storage.redis.entries import Keys
 
 __all__ = ["Allowance", "Limits"]
 

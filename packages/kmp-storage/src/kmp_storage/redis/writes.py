@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import structlog
 
-from kmp_storage.redis_connections import Connections
-from kmp_storage.redis_entries import Keys
+from kmp_storage.redis.connections import Connections
+from kmp_storage.redis.entries import Keys
 
 __all__ = ["Unsaid"]
 

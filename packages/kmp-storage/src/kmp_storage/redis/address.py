@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from kmp_core.errors import ConfigurationError, Fault, Unavailable
 from kmp_core.plugins import extra
 from kmp_core.secrets import Secret
-from kmp_storage.redis_settings import RedisSettings
+from kmp_storage.settings.redis import RedisSettings
 
 with extra("redis", install="kmp-storage[redis]"):
     from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection

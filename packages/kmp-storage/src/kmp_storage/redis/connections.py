@@ -15,9 +15,9 @@ from typing import Any
 from kmp_core.breaker import Breaker
 from kmp_core.errors import BackendError, DeadlineExceeded, PoolExhausted, Unavailable
 from kmp_core.plugins import extra
-from kmp_storage.redis_address import RedisAddress, unanswered
-from kmp_storage.redis_errors import ERRORS
-from kmp_storage.redis_sentinel import locate
+from kmp_storage.redis.address import RedisAddress, unanswered
+from kmp_storage.redis.errors import ERRORS
+from kmp_storage.redis.sentinel import locate
 
 with extra("redis", install="kmp-storage[redis]"):
     import hiredis

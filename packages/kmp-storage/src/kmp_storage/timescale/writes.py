@@ -11,8 +11,8 @@ from kmp_core.errors import Conflict
 from kmp_core.postgres import Connection, Progress
 from kmp_storage.embedded.columns import kept_kind
 from kmp_storage.embedded.timeseries.schema import quoted
-from kmp_storage.timescale_codec import SQL_TYPES, TimescaleCodec
-from kmp_storage.timescale_schema import Place
+from kmp_storage.timescale.codec import SQL_TYPES, TimescaleCodec
+from kmp_storage.timescale.schema import Place
 
 __all__ = ["FEW", "delete_older", "staged", "write", "write_few"]
 

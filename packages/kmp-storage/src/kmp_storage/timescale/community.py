@@ -11,8 +11,8 @@ from kmp_core.errors import InvalidInput, Unsupported
 from kmp_core.postgres import Connection
 from kmp_storage.embedded.timeseries.buckets import Every
 from kmp_storage.embedded.timeseries.schema import quoted
-from kmp_storage.timescale_codec import TimescaleCodec
-from kmp_storage.timescale_schema import Place
+from kmp_storage.timescale.codec import TimescaleCodec
+from kmp_storage.timescale.schema import Place
 
 __all__ = ["create_aggregate", "enable_compression"]
 

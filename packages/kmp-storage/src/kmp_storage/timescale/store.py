@@ -32,27 +32,26 @@ from kmp_core.telemetry import Telemetry
 with extra("asyncpg", install="kmp-storage[timescale]"):
     from kmp_core.postgres import Connection, Password, PoolOptions, PostgresPool, Transaction
 
-from kmp_storage import timescale_queries as queries
-from kmp_storage import timescale_schema as schema
 from kmp_storage.embedded.files import whole_number
 from kmp_storage.embedded.timeseries.buckets import every_of, zone_of
 from kmp_storage.embedded.timeseries.queries import pairs_of
 from kmp_storage.embedded.timeseries.schema import Series, check, declared_fields
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import Aggregation, TimeSeriesStore
-from kmp_storage.timescale_codec import TimescaleCodec, timescale_codec_of
-from kmp_storage.timescale_community import create_aggregate, enable_compression
-from kmp_storage.timescale_schema import Tier
-from kmp_storage.timescale_settings import TimescaleSettings
-from kmp_storage.timescale_stream import Stream
-from kmp_storage.timescale_writes import FEW, delete_older, write, write_few
+from kmp_storage.settings.timescale import TimescaleSettings
+from kmp_storage.timescale import queries, schema
+from kmp_storage.timescale.codec import TimescaleCodec, timescale_codec_of
+from kmp_storage.timescale.community import create_aggregate, enable_compression
+from kmp_storage.timescale.schema import Tier
+from kmp_storage.timescale.stream import Stream
+from kmp_storage.timescale.writes import FEW, delete_older, write, write_few
 from kmp_storage.timeseries_calls import runs, tags_of
 from kmp_storage.values import Row
 
 if TYPE_CHECKING:
     from kmp_core.postgres import Isolation
 
-__all__ = ["Tier", "TimescaleSettings", "TimescaleStore"]
+__all__ = ["TimescaleStore"]
 
 M = TypeVar("M", bound=Measurement)
 T = TypeVar("T")

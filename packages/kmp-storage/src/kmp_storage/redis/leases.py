@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from kmp_core.errors import KmpError
-from kmp_storage.redis_connections import Command, Connections
+from kmp_storage.redis.connections import Command, Connections
 
 __all__ = ["Leases"]
 

@@ -1,6 +1,6 @@
 """Give each project a user of Redis that the server itself keeps inside the project's keys, and take it away again.
 
-    async with RedisAdmin("redis://default:secret@cache.internal") as admin:
+    async with RedisProvisioner("redis://default:secret@cache.internal") as admin:
         password = await admin.provision("skyline")
         await admin.deprovision("skyline", force=True)
 
@@ -24,11 +24,11 @@ from kmp_core.errors import BackendError, ConfigurationError, Conflict, Fault
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
 from kmp_core.secrets import Secret
-from kmp_storage.redis_address import RedisAddress
-from kmp_storage.redis_connections import Command, Connections
-from kmp_storage.redis_settings import RedisSettings
+from kmp_storage.redis.address import RedisAddress
+from kmp_storage.redis.connections import Command, Connections
+from kmp_storage.settings.redis import RedisSettings
 
-__all__ = ["COMMANDS", "RedisAdmin"]
+__all__ = ["COMMANDS", "RedisProvisioner"]
 
 COMMANDS = (
     *("get", "mget", "set", "del", "unlink", "exists", "pttl", "pexpire", "expire", "incr", "incrby"),
@@ -42,12 +42,14 @@ is refused until somebody has looked at what it shows of the neighbours."""
 _AT_ONCE = 500
 
 
-class RedisAdmin(Provider):
+class RedisProvisioner(Provider):
     """The users of projects on all nodes of one Redis. Every call may be repeated."""
 
     def __init__(self, *urls: str, settings: RedisSettings | None = None) -> None:
         if not urls:
-            raise ConfigurationError(Fault("urls", "names no node", example='RedisAdmin("redis://cache.internal")'))
+            raise ConfigurationError(
+                Fault("urls", "names no node", example='RedisProvisioner("redis://cache.internal")')
+            )
         self.settings = RedisSettings.load() if settings is None else settings
         # The URLs name the administrator and the nodes; a service's own user and password are not meant.
         here = self.settings.model_copy(update={"username": None, "password": None, "sentinel": None})

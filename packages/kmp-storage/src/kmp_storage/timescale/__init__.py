@@ -1,0 +1,7 @@
+"""Measurements on TimescaleDB, or on PostgreSQL without the extension: a project's own tables in its own role."""
+
+from kmp_storage.settings.timescale import TimescaleSettings
+from kmp_storage.timescale.schema import Tier
+from kmp_storage.timescale.store import TimescaleStore
+
+__all__ = ["Tier", "TimescaleSettings", "TimescaleStore"]
