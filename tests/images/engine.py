@@ -1,6 +1,7 @@
 """Have a container engine: the one that answers, or Debian's, installed and started here.
 
     python tests/images/engine.py            start an engine if none answers
+    python tests/images/engine.py --running  exit with 0 if one answers
     python tests/images/engine.py --stop     stop the one that this script started
 
 An engine that answers is used as it is. Otherwise, as root, `dockerd` is started with a data root of its own, so that
@@ -93,8 +94,11 @@ def stop() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Have a container engine for the tests that need real servers.")
     parser.add_argument("--install", action="store_true", help="install Debian's packages where no engine is installed")
+    parser.add_argument("--running", action="store_true", help="exit with 0 if an engine answers, and with 1 if none")
     parser.add_argument("--stop", action="store_true", help="stop the engine that this script started")
     options = parser.parse_args()
+    if options.running:
+        return 0 if answers() else 1
     try:
         stop() if options.stop else ensure(install=options.install)
     except NoEngine as error:
