@@ -10,12 +10,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.trace import NoOpTracerProvider
 
 import faults
 import testbed
 from kmp_core.deadlines import deadline
 from kmp_core.errors import BackendError, DeadlineExceeded, PoolExhausted, Unavailable
 from kmp_core.secrets import Secret
+from kmp_core.telemetry import reporting_to
 from kmp_storage.redis import RedisCache, RedisSettings
 from kmp_storage.redis.connections import Channel
 from kmp_storage.redis.provisioning import RedisProvisioner
@@ -402,7 +406,7 @@ async def test_a_pool_of_ten_serves_a_thousand_callers(proxy: faults.Proxy) -> N
         proxy.slow(2)
         stored = await asyncio.gather(*(cache.set(f"key{n}", b"value%d" % n) for n in range(1000)))
         assert all(stored)
-        assert cache._connections.open <= 10
+        assert cache._connections.in_use + cache._connections.idle <= 10
         values = await asyncio.gather(*(cache.get(f"key{n}") for n in range(1000)))
         assert values == [b"value%d" % n for n in range(1000)]
 
@@ -415,6 +419,36 @@ async def test_who_finds_no_connection_in_time_is_told_so(proxy: faults.Proxy) -
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert sum(isinstance(outcome, PoolExhausted) for outcome in outcomes) == 6
         assert all(isinstance(outcome, bool | BackendError) for outcome in outcomes)
+
+
+async def test_who_waits_for_a_connection_is_a_metric(proxy: faults.Proxy) -> None:
+    reader = InMemoryMetricReader()
+    with reporting_to(NoOpTracerProvider(), MeterProvider([reader])):
+        async with cache_at(proxy.port, pool_size=1, outage="error") as cache:
+            await cache.set("warm", b"1")
+            proxy.slow(500)
+            calls = [asyncio.ensure_future(cache.set(f"key{n}", b"1", timeout=0.2 if n else 5)) for n in range(3)]
+            await asyncio.sleep(0)
+            assert points(reader, "count") == {"used": 1, "idle": 0}
+            assert points(reader, "pending_requests") == {None: 2}
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [bool, PoolExhausted, PoolExhausted]
+            assert points(reader, "count") == {"used": 0, "idle": 1}
+            assert points(reader, "timeouts") == {None: 2}
+        assert points(reader, "pending_requests") == {}
+
+
+def points(reader: InMemoryMetricReader, name: str) -> dict[Any, float]:
+    """The values of a pool's metric by state."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    return {
+        (point.attributes or {}).get("db.client.connection.state"): point.value
+        for scope in data.resource_metrics[0].scope_metrics
+        for metric in scope.metrics
+        if metric.name == f"db.client.connection.{name}"
+        for point in metric.data.data_points
+    }
 
 
 # The server's death

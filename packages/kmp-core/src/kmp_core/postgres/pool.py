@@ -12,10 +12,10 @@ from datetime import timedelta
 from kmp_core.deadlines import Timeout, deadline, within
 from kmp_core.errors import KmpError, Unauthenticated, Unsupported
 from kmp_core.plugins import extra
+from kmp_core.pool_metrics import PoolMetrics
 from kmp_core.postgres.address import Address, Password
 from kmp_core.postgres.connection import Connection
 from kmp_core.postgres.errors import BACKEND, ERRORS
-from kmp_core.postgres.metrics import PoolMetrics
 from kmp_core.postgres.slots import Slots
 from kmp_core.postgres.transaction import Isolation, Transaction
 from kmp_core.resource import Provider
@@ -74,7 +74,8 @@ class PostgresPool(Provider):
         self._slots = Slots(self.options.size, backend=BACKEND)
         self._idle: list[Connection] = []
         self._lent: set[Connection] = set()
-        self._metrics = PoolMetrics(self, project=project, name=f"{self.address.host}/{self.address.database}")
+        name = f"{self.address.host}/{self.address.database}"
+        self._metrics = PoolMetrics(project=project, name=name, scope="kmp_core.postgres")
         self._turned_over_at = 0.0
         self._doubted_at = 0.0
         self._all_back: asyncio.Event | None = None
@@ -134,7 +135,7 @@ class PostgresPool(Provider):
     # The life of the pool
 
     async def _open(self) -> None:
-        self._metrics.start()
+        self._metrics.start(self)
         connection = await self._connect()
         self._idle.append(connection)
 

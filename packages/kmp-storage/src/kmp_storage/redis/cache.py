@@ -19,6 +19,7 @@ from kmp_core.breaker import Breaker
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, deadline, detached, within
 from kmp_core.errors import BackendError, Conflict, DeadlineExceeded, InvalidInput, OutcomeUnknown, Unavailable
+from kmp_core.pool_metrics import PoolMetrics
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
 from kmp_core.secrets import Secret, SecretStore
@@ -90,9 +91,16 @@ class RedisCache(Provider, Cache):
         # A pause that is short enough to be back within seconds, and a patience below the time of a call.
         breaker = Breaker("redis", longest_pause="3s", patience=self._timeout / 2)
         connect_timeout = settings.connect_timeout.total_seconds()
+        name = f"{self.address.host}:{self.address.port}"
+        self._metrics = PoolMetrics(project=self.project, name=name, scope="kmp_storage")
         self._connections = Connections(
-            self.address, size=settings.pool_size, connect_timeout=connect_timeout, breaker=breaker
+            self.address,
+            size=settings.pool_size,
+            connect_timeout=connect_timeout,
+            breaker=breaker,
+            metrics=self._metrics,
         )
+        self._metrics.start(self._connections)
         self._reads = Reads(self._connections, timeout=self._timeout, times=self._near is not None)
         self._leases = Leases(self._connections, timeout=self._timeout)
         self._loads = Loads(self._connections, self._leases, self._keys, settings)
@@ -116,6 +124,7 @@ class RedisCache(Provider, Cache):
             self._hearing.cancel()
             await asyncio.wait((self._hearing,))
         await self._leases.close()
+        self._metrics.stop()
         self._connections.close()
         await self._reads.close()
         await asyncio.sleep(0)  # a turn of the event loop, in which the sockets are closed

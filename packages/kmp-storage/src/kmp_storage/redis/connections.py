@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from kmp_core.breaker import Breaker
 from kmp_core.errors import BackendError, DeadlineExceeded, PoolExhausted, Unavailable
 from kmp_core.plugins import extra
+from kmp_core.pool_metrics import PoolMetrics
 from kmp_storage.redis.address import RedisAddress, unanswered
 from kmp_storage.redis.errors import ERRORS
 from kmp_storage.redis.sentinel import locate
@@ -143,9 +144,18 @@ async def _as_it_is(message: Any) -> Any:
 class Connections:
     """At most `size` connections; who finds none free waits in line until its time is over."""
 
-    def __init__(self, address: RedisAddress, *, size: int, connect_timeout: float, breaker: Breaker) -> None:
+    def __init__(
+        self,
+        address: RedisAddress,
+        *,
+        size: int,
+        connect_timeout: float,
+        breaker: Breaker,
+        metrics: PoolMetrics | None = None,
+    ) -> None:
         self.address = address
         self.breaker = breaker
+        self._metrics = metrics
         self._limit = size
         self._connect_timeout = connect_timeout
         self._idle: list[Channel] = []
@@ -160,13 +170,18 @@ class Connections:
         return len(self._waiters)
 
     @property
-    def open(self) -> int:
-        """How many connections there are."""
-        return len(self._idle) + len(self._busy)
+    def in_use(self) -> int:
+        """How many connections carry a call now."""
+        return len(self._busy)
+
+    @property
+    def idle(self) -> int:
+        """How many connections lie ready."""
+        return len(self._idle)
 
     @property
     def _has_room(self) -> bool:
-        return not self._closed and self.open + len(self._connecting) < self._limit
+        return not self._closed and self.in_use + self.idle + len(self._connecting) < self._limit
 
     async def ask(self, *commands: Command, seconds: float | None, idempotent: bool = True) -> list[Any]:
         """Send commands in one go, and return their replies; the first that is an error is raised.
@@ -292,7 +307,8 @@ class Connections:
         timer = loop.call_at(due, self._give_up, waiter)
         self._waiters.append(waiter)
         try:
-            return await waiter
+            with nullcontext() if self._metrics is None else self._metrics.waiting():
+                return await waiter
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # It was given one in the very moment in which it was cancelled.

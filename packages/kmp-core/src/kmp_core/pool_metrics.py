@@ -1,4 +1,11 @@
-"""What a pool tells about itself, by OpenTelemetry's semantic conventions for database client connections."""
+"""What a pool tells about itself, by OpenTelemetry's semantic conventions for database client connections.
+
+self._metrics = PoolMetrics(project=project, name="db.internal/flights", scope="kmp_core.postgres")
+self._metrics.start(self)          # has `in_use`, `idle` and `waiting`
+with self._metrics.waiting():
+    await ...                      # until a connection is free, or `PoolExhausted`
+self._metrics.stop()
+"""
 
 from __future__ import annotations
 
@@ -6,31 +13,47 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from kmp_core.errors import PoolExhausted
 from kmp_core.telemetry import meter_of
 
-if TYPE_CHECKING:
-    from kmp_core.postgres.pool import PostgresPool
+__all__ = ["Pool", "PoolMetrics"]
 
-__all__ = ["PoolMetrics"]
+
+class Pool(Protocol):
+    """What is asked of a pool each time that the SDK collects."""
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are handed out now."""
+        ...
+
+    @property
+    def idle(self) -> int:
+        """How many connections lie ready."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for a connection now."""
+        ...
 
 
 class PoolMetrics:
     """Connections used and idle, callers that wait, and how often waiting was in vain."""
 
-    def __init__(self, pool: PostgresPool, *, project: str, name: str) -> None:
-        self._pool = weakref.ref(pool)
+    def __init__(self, *, project: str, name: str, scope: str) -> None:
         self._attributes = {"kmp.project": project, "db.client.connection.pool.name": name}
-        self._running = False
+        self._scope = scope
+        self._pool: weakref.ref[Pool] | None = None
 
-    def start(self) -> None:
-        """Have the SDK ask, where there is one."""
-        meter = meter_of("kmp_core.postgres")
-        self._running = True
+    def start(self, pool: Pool) -> None:
+        """Have the SDK ask the pool, where there is one."""
+        meter = meter_of(self._scope)
+        self._pool = weakref.ref(pool)
         meter.create_observable_up_down_counter(
             "db.client.connection.count", [self._count], unit="{connection}", description="Connections by state."
         )
@@ -49,7 +72,7 @@ class PoolMetrics:
 
     def stop(self) -> None:
         """Report nothing any more: instruments cannot be taken back."""
-        self._running = False
+        self._pool = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -64,12 +87,12 @@ class PoolMetrics:
             self._wait.add(time.perf_counter() - began, self._attributes)
 
     def _count(self, _: CallbackOptions) -> Iterable[Observation]:
-        pool = self._pool()
-        if pool is not None and self._running:
+        pool = None if self._pool is None else self._pool()
+        if pool is not None:
             for state, number in (("used", pool.in_use), ("idle", pool.idle)):
                 yield Observation(number, {**self._attributes, "db.client.connection.state": state})
 
     def _pending(self, _: CallbackOptions) -> Iterable[Observation]:
-        pool = self._pool()
-        if pool is not None and self._running:
+        pool = None if self._pool is None else self._pool()
+        if pool is not None:
             yield Observation(pool.waiting, self._attributes)
