@@ -20,15 +20,11 @@ from typing import Literal, TypeVar
 from urllib.parse import quote
 
 from kmp_core.errors import Conflict, InvalidInput, NotFound
-from kmp_core.plugins import extra
+from kmp_core.postgres import Address, Connection, Password, PoolOptions, PostgresPool
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
 from kmp_core.secrets import Secret
 from kmp_core.settings.url import ConnectionUrl
-
-with extra("asyncpg", install="kmp-storage[timescale]"):
-    from kmp_core.postgres import Address, Connection, Password, PoolOptions, PostgresPool
-
 from kmp_storage.embedded.timeseries.schema import quoted
 
 __all__ = ["Access", "Placement", "Quota", "TimescaleProvisioner"]

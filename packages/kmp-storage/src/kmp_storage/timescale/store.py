@@ -22,16 +22,12 @@ from kmp_core.clock import SYSTEM_CLOCK, Clock
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, deadline, duration, within
 from kmp_core.errors import InvalidInput, KmpError, Unsupported
-from kmp_core.plugins import extra
+from kmp_core.postgres import Connection, Password, PoolOptions, PostgresPool, Transaction
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
 from kmp_core.retries import Retries
 from kmp_core.secrets import SecretStore
 from kmp_core.telemetry import Telemetry
-
-with extra("asyncpg", install="kmp-storage[timescale]"):
-    from kmp_core.postgres import Connection, Password, PoolOptions, PostgresPool, Transaction
-
 from kmp_storage.embedded.files import whole_number
 from kmp_storage.embedded.timeseries.buckets import every_of, zone_of
 from kmp_storage.embedded.timeseries.queries import pairs_of
