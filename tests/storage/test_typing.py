@@ -86,6 +86,7 @@ WRONG = {
     "Route(source='JFK', miles=3)": "an end is missing",
     "await series.aggregate(Delay, values={'minutes': 'meen'})": "an aggregation is unknown",
     "await series.aggregate(Delay, every=3.0, values={'minutes': 'mean'})": "a bucket is no number",
+    "await series.aggregate(Delay, every='1h', fill='nul', values={'minutes': 'mean'})": "a way to fill is unknown",
     "series.read(Airport)": "a node is no series",
     "routes: list[Airport] = await graph.edges(Route)": "edges have their class",
     "found: Route | None = await graph.get(Route, 'JFK')": "an edge is no node",

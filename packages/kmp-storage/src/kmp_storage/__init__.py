@@ -5,7 +5,7 @@ Ask a service for a capability (`await service.get(TimeSeriesStore)`), and store
 """
 
 from kmp_storage.models import Edge, Measurement, Node, key_of
-from kmp_storage.protocols import Aggregation, Bucket, Cache, Direction, GraphStore, TimeSeriesStore, Via
+from kmp_storage.protocols import Aggregation, Bucket, Cache, Direction, Fill, GraphStore, TimeSeriesStore, Via
 from kmp_storage.values import BucketEntry, CacheStatistics, Lease, Path, Row
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "CacheStatistics",
     "Direction",
     "Edge",
+    "Fill",
     "GraphStore",
     "Lease",
     "Measurement",

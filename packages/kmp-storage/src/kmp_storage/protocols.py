@@ -19,7 +19,7 @@ from kmp_storage.values import BucketEntry, CacheStatistics, Lease, Path, Row
 if TYPE_CHECKING:
     from kmp_storage.cache import TypedCache
 
-__all__ = ["Aggregation", "Bucket", "Cache", "Direction", "GraphStore", "TimeSeriesStore", "Via"]
+__all__ = ["Aggregation", "Bucket", "Cache", "Direction", "Fill", "GraphStore", "TimeSeriesStore", "Via"]
 
 M = TypeVar("M", bound=Measurement)
 N = TypeVar("N", bound=Node)
@@ -33,6 +33,9 @@ Via = type[Edge] | Sequence[type[Edge]]
 """The class of edges that a walk may take, or a tuple of several."""
 
 Aggregation = Literal["count", "sum", "mean", "min", "max", "first", "last", "stddev"]
+
+Fill = Literal["null", "previous", "linear"]
+"""What stands where a bucket has no value: None, the value before, or what lies on a line between both neighbours."""
 
 
 @capability("storage.timeseries", default="sqlite:")
@@ -80,11 +83,15 @@ class TimeSeriesStore(Resource, Protocol):
         end: datetime | None = None,
         where: Mapping[str, Any] | None = None,
         zone: str = "UTC",
+        fill: Fill | None = None,
         timeout: Timeout = None,
     ) -> list[Row]:
         """Summarise per bucket of time (`every`: `"1h"`, `"1d"`, `"1month"`; None: one bucket) and per tag in `by`.
 
-        Buckets begin at whole units of the IANA zone's local time. Missing values are left out, as SQL does.
+        Buckets begin at whole units of the IANA zone's local time. Missing values are left out, as SQL does, and so
+        are buckets without rows, unless `fill` says what stands there. Then there is one for each unit from `start`
+        to `end` (from the first to the last one found, where they are not given), for each combination of tags that
+        was found; a `count` there is 0, and no value is made up before the first or, by a line, after the last.
         """
 
     @abstractmethod

@@ -447,6 +447,123 @@ class TimeSeriesContract(ProviderContract):
             rows = await store.aggregate(Reading, values={"count": "count"}, every="1d", zone="America/Toronto")
             assert [(row.time, row["count_count"]) for row in rows][1:] == [(jump, 3)]
 
+    # Gaps
+
+    async def test_gaps_are_filled_as_asked(self, make: Make) -> None:
+        known = {0: 2.0, 3: 5.0, 4: None, 5: 1.0}
+
+        async def ask(store: TimeSeriesStore, **options: Any) -> list[tuple[int, float | None, int]]:
+            rows = await store.aggregate(Reading, values={"value": ["mean", "count"]}, every="1h", **options)
+            times = [(row.time - START) // timedelta(hours=1) for row in rows if row.time]
+            return [(hour, row["value_mean"], row["value_count"]) for hour, row in zip(times, rows, strict=True)]
+
+        async with make() as store:
+            await store.append(*(Reading(time=at(60 * hour + 7), site="a", value=v) for hour, v in known.items()))
+            assert await ask(store) == [(0, 2.0, 1), (3, 5.0, 1), (4, None, 0), (5, 1.0, 1)]
+            assert [value for _, value, _ in await ask(store, fill="null")] == [2.0, None, None, 5.0, None, 1.0]
+            assert [value for _, value, _ in await ask(store, fill="previous")] == [2.0, 2.0, 2.0, 5.0, 5.0, 1.0]
+            lined = await ask(store, fill="linear")
+            assert [value for _, value, _ in lined] == pytest.approx([2.0, 3.0, 4.0, 5.0, 3.0, 1.0])
+            assert lined[1][2] == 0, "nothing was counted there"
+            bounds = {"start": START - timedelta(minutes=61), "end": at(7 * 60)}
+            padded = await ask(store, fill="previous", **bounds)
+            assert padded == [
+                (-2, None, 0), (-1, None, 0), (0, 2.0, 1), (1, 2.0, 0), (2, 2.0, 0),
+                (3, 5.0, 1), (4, 5.0, 0), (5, 1.0, 1), (6, 1.0, 0),
+            ]  # fmt: skip
+            padded = await ask(store, fill="linear", **bounds)
+            assert [value for _, value, _ in padded][:2] == [None, None]
+            assert padded[-1] == (6, None, 0)
+
+    async def test_gaps_are_filled_for_each_combination_of_tags_that_was_found(self, make: Make) -> None:
+        async with make() as store:
+            question: dict[str, Any] = {"values": {"value": "sum", "count": "count"}, "every": "1h", "fill": "null"}
+            bounds = {"start": at(0), "end": at(120)}
+            assert await store.aggregate(Reading, by=("site",), **question, **bounds) == []
+            nothing = await store.aggregate(Reading, **question, **bounds)
+            assert [(row.time, row["value_sum"], row["count_count"]) for row in nothing] == [
+                (at(0), None, 0),
+                (at(60), None, 0),
+            ]
+            assert await store.aggregate(Reading, **question) == []
+            await store.append(
+                Reading(time=at(0), site="b", probe="x", value=1.0),
+                Reading(time=at(121), site="a", value=2.0),
+            )
+            rows = await store.aggregate(Reading, by=("probe", "site"), **question)
+            assert [(row.time, row["probe"], row["site"], row["value_sum"]) for row in rows] == [
+                (at(hour * 60), probe, site, value)
+                for hour, values in enumerate([(None, 1.0), (None, None), (2.0, None)])
+                for (probe, site), value in zip([(None, "a"), ("x", "b")], values, strict=True)
+            ]
+
+    @pytest.mark.parametrize("zone", ["Europe/Berlin", "Australia/Lord_Howe", "America/Havana"])
+    @pytest.mark.parametrize("every", ["15m", "1h", "6h", "1d", "1w", "1month"])
+    async def test_filled_buckets_follow_the_local_clock_when_it_changes(
+        self, make: Make, zone: str, every: str
+    ) -> None:
+        async with make() as store:
+            if "zones" not in store.abilities:
+                return
+            moments = list(around_changes(ZoneInfo(zone)))
+            whole = [moments[n : n + 4 * 144] for n in range(0, len(moments), 4 * 144)]
+            for stretch in whole:
+                await store.append(Reading(time=stretch[200], site="a", value=1.0))
+            for stretch in whole:
+                rows = await store.aggregate(
+                    Reading,
+                    values={"value": "count"},
+                    every=every,
+                    zone=zone,
+                    fill="null",
+                    start=stretch[0],
+                    end=stretch[-1] + timedelta(microseconds=1),
+                )
+                expected = [begin for begin, _ in buckets(stretch, every, ZoneInfo(zone))]
+                assert [row.time.astimezone(UTC) for row in rows if row.time] == expected
+                assert sum(row["value_count"] for row in rows) == 1
+                assert all(row.time is not None and row.time.tzinfo == ZoneInfo(zone) for row in rows)
+
+    async def test_a_day_that_a_zone_left_out_is_no_gap(self, make: Make) -> None:
+        # Samoa went from 29 to 31 December 2011, to the other side of the date line.
+        zone = ZoneInfo("Pacific/Apia")
+        async with make() as store:
+            if "zones" not in store.abilities:
+                return
+            days = [datetime(2011, 12, day, 12, tzinfo=zone) for day in (28, 31)]
+            await store.append(*(Reading(time=day, site="a", value=float(day.day)) for day in days))
+            rows = await store.aggregate(
+                Reading, values={"value": "sum"}, every="1d", zone="Pacific/Apia", fill="previous"
+            )
+            assert [(row.time.day, row["value_sum"]) for row in rows if row.time] == [
+                (28, 28.0),
+                (29, 28.0),
+                (31, 31.0),
+            ]
+
+    async def test_a_wrong_wish_for_gaps_is_refused(self, make: Make) -> None:
+        async with make() as store:
+            await store.append(reading(0))
+            wrong: list[tuple[dict[str, Any], str]] = [
+                ({"fill": "previus", "every": "1h"}, "did you mean 'previous'"),
+                ({"fill": 0, "every": "1h"}, "fill"),
+                ({"fill": "null"}, "every"),
+                ({"fill": "null", "every": "1s", "end": START + timedelta(days=9)}, "777,600 rows"),
+                ({"fill": "null", "every": "1s", "start": datetime.min.replace(tzinfo=UTC)}, "rows"),
+            ]
+            for options, problem in wrong:
+                with pytest.raises(InvalidInput, match=problem):
+                    await store.aggregate(Reading, values={"value": "mean"}, **options)
+            backwards = {"start": at(5), "end": datetime.min.replace(tzinfo=UTC)}
+            assert await store.aggregate(Reading, values={"value": "sum"}, every="1h", fill="null", **backwards) == []
+            edges = {"start": datetime.min.replace(tzinfo=UTC), "end": datetime.max.replace(tzinfo=UTC)}
+            for zone in ("UTC", "America/New_York", "Asia/Tokyo") if "zones" in store.abilities else ("UTC",):
+                rows = await store.aggregate(
+                    Reading, values={"value": "sum"}, every="1y", zone=zone, fill="previous", **edges
+                )
+                assert len(rows) == pytest.approx(9999, abs=1)
+                assert rows[-1]["value_sum"] == 0.0
+
     # Retention and telemetry
 
     async def test_rows_beyond_their_retention_go(self, make: Make) -> None:

@@ -10,6 +10,7 @@ async with TimescaleStore("timescale://acme@db.internal/acme?sslrootcert=/etc/ss
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -32,8 +33,9 @@ from kmp_storage.embedded.files import whole_number
 from kmp_storage.embedded.timeseries.buckets import every_of, zone_of
 from kmp_storage.embedded.timeseries.queries import pairs_of
 from kmp_storage.embedded.timeseries.schema import Series, check, declared_fields
+from kmp_storage.gaps import check_fill, filled
 from kmp_storage.models import Measurement
-from kmp_storage.protocols import Aggregation, TimeSeriesStore
+from kmp_storage.protocols import Aggregation, Fill, TimeSeriesStore
 from kmp_storage.settings.timescale import TimescaleSettings
 from kmp_storage.timescale import queries, schema
 from kmp_storage.timescale.codec import TimescaleCodec, timescale_codec_of
@@ -279,9 +281,11 @@ class TimescaleStore(Provider, TimeSeriesStore):
         end: datetime | None = None,
         where: Mapping[str, Any] | None = None,
         zone: str = "UTC",
+        fill: Fill | None = None,
         timeout: Timeout = None,
     ) -> list[Row]:
         place, codec = self._where, timescale_codec_of(series)
+        check_fill(fill, every)
         summary = queries.Summary(
             pairs=pairs_of(codec, values),
             by=tags_of(codec, by),
@@ -295,7 +299,8 @@ class TimescaleStore(Provider, TimeSeriesStore):
             return await queries.summarise(connection, place, codec, stored, summary)
 
         with self._telemetry.call("aggregate"):
-            return await self._asked(ask, timeout)
+            rows = await self._asked(ask, timeout)
+            return await asyncio.to_thread(filled, rows, fill, summary, start=start, end=end) if fill else rows
 
     async def latest(
         self,

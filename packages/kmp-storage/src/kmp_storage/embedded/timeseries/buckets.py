@@ -8,16 +8,30 @@ longer ones, such as `6h`, take both into the one bucket that the clock shows.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from itertools import count
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from kmp_core.errors import InvalidInput
 from kmp_storage.embedded.columns import from_microseconds, microseconds
 
-__all__ = ["LONGEST_SPLIT", "Every", "Segment", "begin_of", "every_of", "key_expression", "segments", "zone_of"]
+__all__ = [
+    "LONGEST_SPLIT",
+    "Every",
+    "Segment",
+    "begin_of",
+    "begins",
+    "every_of",
+    "expected",
+    "key_expression",
+    "segments",
+    "zone_of",
+]
 
 _TEXT = re.compile(r"(\d{1,6})(s|m|h|d|w|month|y)", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -111,8 +125,7 @@ def key_expression(every: Every) -> str:
         year, month = (f"CAST(strftime('{code}', {seconds}, 'unixepoch') AS INTEGER)" for code in ("%Y", "%m"))
         index = f"({year} * 12 + {month} - 1)"
         return f"({index} - {index} % {every.size})"
-    anchor = _MONDAY if every.size % (7 * _DAY) == 0 or every.size > _DAY else 0
-    since = f"({local} - {anchor})"
+    since = f"({local} - {_anchor(every)})"
     floor = f"({local} - (({since} % {every.size}) + {every.size}) % {every.size})"
     if not every.splits:
         return floor
@@ -126,6 +139,52 @@ def begin_of(key: int, every: Every, zone: ZoneInfo) -> datetime:
     if every.unit == "months":
         return _first_showing(datetime(max(key // 12, 1), key % 12 + 1, 1), zone)  # noqa: DTZ001 - on the wall
     return _first_showing(_WALL_EPOCH + timedelta(microseconds=key), zone)
+
+
+def expected(every: Every, first: datetime, last: datetime) -> int:
+    """About how many buckets `begins` gives."""
+    if every.unit == "months":
+        return ((last.year - first.year) * 12 + last.month - first.month) // every.size + 1
+    return (microseconds(last) - microseconds(first)) // every.size + 1
+
+
+def begins(every: Every, zone: ZoneInfo, first: datetime, last: datetime) -> Iterator[datetime]:
+    """When the buckets begin that reach into `first <= time <= last`, in their order and in the zone.
+
+    A day over which the clock jumped as a whole begins with the next one: the same time comes twice then.
+    """
+    low, high = microseconds(first), microseconds(last)
+    if every.splits:
+        found = [at for segment in segments(zone, low - LONGEST_SPLIT, high) for at in _begins_in(segment, every)]
+        for at in found[bisect_right(found, low) - 1 :]:
+            yield from_microseconds(at).astimezone(zone)
+        return
+    wall = _WALL_EPOCH + timedelta(microseconds=low + _offset(zone, low))
+    if every.unit == "months":
+        key, step = wall.year * 12 + wall.month - 1, every.size
+        key -= key % step
+    else:
+        key, step = low + _offset(zone, low), every.size
+        key -= (key - _anchor(every)) % step
+    for index in count():
+        try:
+            begin = begin_of(key + index * step, every, zone)
+        except (OverflowError, ValueError):  # at the end of the calendar
+            return
+        if microseconds(begin) > high:
+            return
+        yield begin
+
+
+def _begins_in(segment: Segment, every: Every) -> Iterator[int]:
+    yield segment.begin
+    floor = segment.begin - (segment.begin + segment.offset) % every.size
+    yield from range(floor + every.size, segment.end, every.size)
+
+
+def _anchor(every: Every) -> int:
+    """From which moment of the local clock buckets are counted."""
+    return _MONDAY if every.size % (7 * _DAY) == 0 or every.size > _DAY else 0
 
 
 def _clock(size: int) -> Every:

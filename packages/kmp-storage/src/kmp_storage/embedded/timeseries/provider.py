@@ -27,8 +27,9 @@ from kmp_storage.embedded.timeseries.codec import Codec, codec_of
 from kmp_storage.embedded.timeseries.settings import TimeSeriesSettings
 from kmp_storage.embedded.timeseries.stage import Stage
 from kmp_storage.embedded.timeseries.writes import delete_older, insert, insert_statement
+from kmp_storage.gaps import check_fill, filled
 from kmp_storage.models import Measurement
-from kmp_storage.protocols import Aggregation, TimeSeriesStore
+from kmp_storage.protocols import Aggregation, Fill, TimeSeriesStore
 from kmp_storage.streams import chunked
 from kmp_storage.timeseries_calls import class_of, runs, tags_of
 from kmp_storage.values import Row
@@ -156,10 +157,12 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
         end: datetime | None = None,
         where: Mapping[str, Any] | None = None,
         zone: str = "UTC",
+        fill: Fill | None = None,
         timeout: Timeout = None,
     ) -> list[Row]:
         self.ensure_open()
         codec = codec_of(series)
+        check_fill(fill, every)
         summary = queries.Summary(
             pairs=queries.pairs_of(codec, values),
             by=tags_of(codec, by),
@@ -169,7 +172,8 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
         )
 
         def ask(connection: sqlite3.Connection) -> list[Row]:
-            return queries.summarise(connection, codec, self._stored(connection, codec), summary)
+            rows = queries.summarise(connection, codec, self._stored(connection, codec), summary)
+            return filled(rows, fill, summary, start=start, end=end)
 
         with self._telemetry.call("aggregate"):
             return await self._database.read(ask, timeout=self._seconds(timeout))
