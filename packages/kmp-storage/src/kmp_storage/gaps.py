@@ -62,11 +62,11 @@ def filled(
         return rows
     groups = {_key(row): row.tags for row in rows} or ({} if asked.by else {(): {}})
     first = rows[0].time if start is None and rows else start
-    last = rows[-1].time if end is None and rows else end
-    if not groups or first is None or last is None or (last is end and end <= first):
+    if not groups or first is None or (end is not None and end <= first):
         return rows
-    if last is end:
-        last = end - timedelta(microseconds=1)
+    last = end - timedelta(microseconds=1) if end is not None else rows[-1].time if rows else None
+    if last is None or last < first:
+        return rows
     if (count := expected(asked.every, first, last) * len(groups)) > MOST_ROWS:
         raise InvalidInput(
             "every",
