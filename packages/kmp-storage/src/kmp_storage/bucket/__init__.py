@@ -1,4 +1,9 @@
-"""Buckets in object stores: `S3Bucket` keeps a project's objects in its own bucket of an S3 server."""
+"""Buckets in object stores: `S3Bucket` keeps a project's objects in its own bucket of an S3 server.
+
+obstore gets, asks for, deletes and signs. What is put, copied and listed, and the administrator's work, are our own
+requests through httpx, because obstore 0.12 leaves the parts of a cancelled upload at the server, puts no condition
+on an upload in parts, lists by whole path segments, and has no type for a refused list, key or large content.
+"""
 
 from kmp_storage.bucket.s3 import S3Bucket
 from kmp_storage.settings.s3 import S3Settings

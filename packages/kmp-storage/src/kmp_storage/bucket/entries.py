@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from urllib.parse import quote, unquote
 
 from kmp_core.errors import InvalidInput
@@ -83,20 +82,6 @@ def entry_of(
     plain = {name: unquote(value) for name, value in metadata.items() if name != _MARK}
     kind = content_type if mark.typed else None
     return BucketEntry(key, size, f"{tag}.{mark.version}", mark.modified, kind, mark.checksum, plain), mark
-
-
-def entry_of_headers(key: str, headers: Mapping[str, str]) -> tuple[BucketEntry, Mark | None]:
-    """The entry of an answer to HEAD."""
-    metadata = {name[len(_META) :]: value for name, value in headers.items() if name.startswith(_META)}
-    modified = parsedate_to_datetime(headers["last-modified"])
-    return entry_of(
-        key,
-        size=int(headers.get("content-length", 0)),
-        etag=headers.get("etag", ""),
-        modified=modified,
-        content_type=headers.get("content-type"),
-        metadata=metadata,
-    )
 
 
 def server_tag(etag: str) -> str:

@@ -1,7 +1,9 @@
 """The requests of S3 that obstore has no call for, each signed, bounded and with a typed error.
 
-obstore begins multi-part uploads that it cannot abort or make conditional, copies without a new description, lists by
-whole path segments, and does not show the checksums that the server keeps: those are asked for here.
+obstore 0.12 leaves the parts of a cancelled upload at the server, makes no upload in parts conditional, lists by whole
+path segments, copies without a new description, does not show the checksums that the server keeps, and reports a
+refused list, key or large content by one class for everything. No package that signs fits better than `signing`:
+botocore is 34 MB for it, httpx-aws-auth leaves out the headers that S3 wants signed.
 """
 
 from __future__ import annotations

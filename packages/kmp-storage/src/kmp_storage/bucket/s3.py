@@ -1,7 +1,4 @@
-"""A bucket in an S3 server: one bucket and one access key per project, so that the server refuses the neighbour.
-
-obstore downloads and signs URLs; the requests that it has no call for are signed in `kmp_storage.bucket.requests`.
-"""
+"""A bucket in an S3 server: one bucket and one access key per project, so that the server refuses the neighbour."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import timedelta
 from typing import Literal, Self, TypeVar
 from urllib.parse import unquote
@@ -29,13 +26,14 @@ from kmp_core.retries import Retries
 from kmp_core.secrets import SecretStore
 from kmp_core.telemetry import Telemetry
 from kmp_storage.bucket.address import Address, access_key_name
-from kmp_storage.bucket.downloads import Downloads
-from kmp_storage.bucket.entries import Mark, describe, entry_of_headers, server_tag
+from kmp_storage.bucket.entries import Mark, describe, server_tag
+from kmp_storage.bucket.objects import Objects
+from kmp_storage.bucket.puts import Puts, Terms
 from kmp_storage.bucket.requests import Requests, texts
 from kmp_storage.bucket.signing import AccessKey, AccessKeys
-from kmp_storage.bucket.uploads import Uploads, checksum_header
-from kmp_storage.embedded.bucket.keys import check_content_type, check_key, check_metadata, check_prefix
-from kmp_storage.embedded.bucket.streams import apart, check_chunk, check_count, chunks_of, closing
+from kmp_storage.bucket.uploads import Uploads
+from kmp_storage.contents import apart, check_count, chunks_of, closing
+from kmp_storage.keys import check_content_type, check_key, check_metadata, check_prefix
 from kmp_storage.protocols import Bucket
 from kmp_storage.settings.s3 import S3Settings
 from kmp_storage.values import BucketEntry
@@ -45,22 +43,10 @@ __all__ = ["S3Bucket", "S3Settings"]
 T = TypeVar("T")
 
 _PAGE = 1000
-_THREAD_BYTES = 256 << 10
 _HEADS_AT_ONCE = 16
 _EVERYTHING = sys.maxsize
 _LARGEST_CHUNK = 64 << 20
 _LONGEST_SIGNATURE = timedelta(days=7)
-
-
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """What a put says about its content, and on which condition the server takes it."""
-
-    key: str
-    content_type: str | None
-    metadata: Mapping[str, str]
-    condition: Mapping[str, str]
-    seconds: float | None
 
 
 class S3Bucket(Provider, Bucket):
@@ -105,7 +91,10 @@ class S3Bucket(Provider, Bucket):
         self._retries = Retries("s3", breaker=Breaker("s3", longest_pause="3s"))
         self._requests = Requests(self.address, self.bucket, connections=self.settings.connections)
         self._uploads = Uploads(self._requests)
-        self._downloads = Downloads(self.address, self.bucket, self.settings, self._requests, self.project)
+        self._objects = Objects(self.address, self.bucket, self.settings, self._requests, self.project)
+        self._puts = Puts(
+            self._requests, self._objects, self._uploads, retries=self._retries, part_bytes=self.settings.part_bytes
+        )
         await self._check()
         with suppress(KmpError):
             async with deadline(5):
@@ -141,10 +130,10 @@ class S3Bucket(Provider, Bucket):
             chunks = chunks_of(content, key)
             # A content that is here already is one call with one deadline; of a stream, each step has it.
             async with deadline(seconds if isinstance(content, bytes) else None, what="putting", backend="s3"):
-                condition = await self._condition(key, if_absent, if_match, seconds)
-                terms = _Terms(key, content_type, items, condition, seconds)
-                async with closing(chunks), aclosing(self._parts(key, chunks, seconds)) as parts:
-                    return await self._put(terms, parts)
+                condition = await self._puts.condition(key, if_absent, if_match, seconds)
+                terms = Terms(key, content_type, items, condition, seconds)
+                async with closing(chunks):
+                    return await self._puts.put(terms, chunks)
 
     async def get(self, key: str, *, timeout: Timeout = None) -> bytes:
         self.ensure_open()
@@ -187,7 +176,7 @@ class S3Bucket(Provider, Bucket):
                 # S3 does not tell whether there was one.
                 there = await self._entry(key) is not None
                 if there:
-                    await self._again(lambda: self._requests.send("DELETE", key))
+                    await self._again(lambda: self._objects.delete(key))
                 return there
 
     async def copy(self, source: str, target: str, *, timeout: Timeout = None) -> BucketEntry:
@@ -212,88 +201,13 @@ class S3Bucket(Provider, Bucket):
         if not timedelta(seconds=1) <= span <= _LONGEST_SIGNATURE:
             raise InvalidInput("expires", "must lie between a second and seven days", example='"15m"', key=key)
         with self._telemetry.call("sign"):
-            return await self._downloads.sign(key, method, span, within(None, self.settings.timeout))
-
-    # Writing
-
-    async def _condition(
-        self, key: str, if_absent: bool, if_match: str | None, seconds: float | None
-    ) -> dict[str, str]:
-        """The header that makes the server refuse. An ETag names a content; which version it was, the mark knows."""
-        if if_absent:
-            return {"if-none-match": "*"}
-        if if_match is None:
-            return {}
-        entry = await bounded(self._entry(key), seconds, what=f"asking for {key!r}", backend="s3")
-        if entry is None or entry.etag != if_match:
-            raise Conflict(f"what is stored under {key!r} is not what was expected", project=self.project, key=key)
-        return {"if-match": server_tag(if_match)}
-
-    async def _put(self, terms: _Terms, parts: AsyncGenerator[bytearray, None]) -> BucketEntry:
-        first = await anext(parts, bytearray())
-        small, typed = len(first) < self.settings.part_bytes, terms.content_type is not None
-        checksum, header = await _checksum(first) if small else (None, {})
-        mark = Mark.now(checksum=checksum, part_bytes=None if small else self.settings.part_bytes, typed=typed)
-        headers = describe(mark, terms.content_type, terms.metadata, terms.key)
-        try:
-            if small:
-                etag, size = await self._put_small(terms, first, {**headers, **header}, checksum), len(first)
-            else:
-                rest = _chain(first, parts)
-                del first
-                etag, size = await self._uploads.put(
-                    terms.key, rest, description=headers, condition=terms.condition, seconds=terms.seconds
-                )
-        except NotFound as error:
-            if "if-match" not in terms.condition:
-                raise
-            raise Conflict(f"nothing is stored under {terms.key!r}", project=self.project, key=terms.key) from error
-        tag = f"{etag}.{mark.version}"
-        return BucketEntry(terms.key, size, tag, mark.modified, terms.content_type, checksum, terms.metadata)
-
-    async def _put_small(
-        self, terms: _Terms, content: bytearray, headers: Mapping[str, str], checksum: str | None
-    ) -> str:
-        sent = {**headers, **terms.condition}
-
-        async def put() -> str:
-            answer = await self._requests.send("PUT", terms.key, headers=sent, content=content, content_hash=checksum)
-            return str(answer.headers["etag"]).strip('"')
-
-        async with deadline(terms.seconds, what=f"putting {terms.key!r}", backend="s3"):
-            # With a condition, the answer to a second try would be about the first.
-            return await self._retries.call(put, idempotent=not terms.condition)
-
-    async def _parts(
-        self, key: str, chunks: AsyncIterator[bytes], seconds: float | None
-    ) -> AsyncGenerator[bytearray, None]:
-        """The content in parts of the same size, the last one smaller or none."""
-        size = self.settings.part_bytes
-        buffer = bytearray()
-        while True:
-            async with deadline(seconds, what=f"receiving {key!r}", backend="s3"):
-                chunk = await anext(chunks, None)
-            if chunk is None:
-                break
-            check_chunk(chunk, key)
-            rest = memoryview(chunk)
-            while rest:
-                taken = rest[: size - len(buffer)]
-                buffer += taken
-                rest = rest[len(taken) :]
-                if len(buffer) == size:
-                    part, buffer = buffer, bytearray()
-                    yield part
-                    del part
-        if buffer:
-            yield buffer
+            return await self._objects.sign(key, method, span, within(None, self.settings.timeout))
 
     async def _copy(self, source: str, target: str) -> BucketEntry:
-        try:
-            answer = await self._requests.send("HEAD", source)
-        except NotFound as error:
-            raise NotFound(f"nothing is stored under {source!r}", project=self.project, key=source) from error
-        entry, mark = entry_of_headers(source, answer.headers)
+        found = await self._objects.head(source)
+        if found is None:
+            raise NotFound(f"nothing is stored under {source!r}", project=self.project, key=source)
+        entry, mark = found
         kept = Mark.now(checksum=None, part_bytes=None, typed=True) if mark is None else mark.anew()
         copied = await self._requests.send(
             "PUT",
@@ -306,15 +220,7 @@ class S3Bucket(Provider, Bucket):
             },
         )
         etag = texts(copied, "ETag")[0].strip('"')
-        return BucketEntry(
-            target,
-            entry.size,
-            f"{etag}.{kept.version}",
-            kept.modified,
-            entry.content_type,
-            entry.checksum,
-            entry.metadata,
-        )
+        return replace(entry, key=target, etag=f"{etag}.{kept.version}", modified=kept.modified)
 
     # Reading
 
@@ -322,15 +228,12 @@ class S3Bucket(Provider, Bucket):
         return await self._retries.call(work, idempotent=True)
 
     async def _entry(self, key: str) -> BucketEntry | None:
-        try:
-            answer = await self._requests.send("HEAD", key)
-        except NotFound:
-            return None
-        return entry_of_headers(key, answer.headers)[0]
+        found = await self._objects.head(key)
+        return None if found is None else found[0]
 
     async def _get(self, key: str, seconds: float | None) -> bytes:
         content = bytearray()
-        async with aclosing(self._downloads.contents(key, 4 << 20, seconds)) as chunks:
+        async with self._objects.turns, aclosing(self._objects.contents(key, 4 << 20, seconds)) as chunks:
             async for chunk in chunks:
                 content += chunk
         return bytes(content)
@@ -338,7 +241,7 @@ class S3Bucket(Provider, Bucket):
     async def _stream(self, key: str, chunk: int, seconds: float | None) -> AsyncIterator[bytes]:
         self.ensure_open()
         with apart(self._telemetry.call("stream")):
-            async with aclosing(self._downloads.contents(key, chunk, seconds)) as chunks:
+            async with aclosing(self._objects.contents(key, chunk, seconds)) as chunks:
                 async for part in chunks:
                     yield part
 
@@ -371,18 +274,3 @@ class S3Bucket(Provider, Bucket):
             if not token:
                 return
             query["continuation-token"] = token
-
-
-async def _checksum(content: bytearray) -> tuple[str, dict[str, str]]:
-    # A thread costs more than what it saves the event loop where the content is small.
-    if len(content) < _THREAD_BYTES:
-        return checksum_header(content)
-    return await asyncio.to_thread(checksum_header, content)
-
-
-async def _chain(first: bytearray, rest: AsyncIterator[bytearray]) -> AsyncIterator[bytearray]:
-    yield first
-    del first
-    async for part in rest:
-        yield part
-        del part

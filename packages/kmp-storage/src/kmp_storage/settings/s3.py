@@ -23,7 +23,7 @@ class S3Settings(Settings, prefix="storage.s3"):
     """The access key's secret; the URL's where None."""
 
     secret_key_secret: str | None = None
-    """The name of a secret that holds the access key's secret: asked anew every minute, so that it may be rotated."""
+    """The name of a secret that holds the access key's secret; asked for each request, so that it may be rotated."""
 
     region: str = Field(default="us-east-1", pattern=r"^[a-z0-9-]{1,63}$")
     """The region that requests are signed for."""
@@ -32,7 +32,7 @@ class S3Settings(Settings, prefix="storage.s3"):
     """Certificates of the authorities that may sign the server's; the system's where None."""
 
     connections: int = Field(default=16, ge=1, le=1000)
-    """Connections that one process keeps open at most for lists, copies and uploads in parts."""
+    """Requests of one process at a time at most: of puts, copies and lists, and again of all others but streams."""
 
     timeout: Duration = Field(default=timedelta(seconds=30), gt=timedelta(0))
     """How long a call may take where it names no timeout of its own; for streams, the wait for each chunk."""

@@ -17,16 +17,16 @@ from kmp_core.project import Project
 from kmp_core.resource import Provider
 from kmp_core.sqlite import Database, local_path
 from kmp_core.telemetry import Telemetry
+from kmp_storage.contents import PIECE_BYTES, apart, check_count, chunks_of
 from kmp_storage.embedded.bucket import index
 from kmp_storage.embedded.bucket.blobs import Blobs, Content
 from kmp_storage.embedded.bucket.files import FileBlobs
 from kmp_storage.embedded.bucket.index import Condition
-from kmp_storage.embedded.bucket.keys import check_content_type, check_key, check_metadata, check_prefix
 from kmp_storage.embedded.bucket.memory import MemoryBlobs
 from kmp_storage.embedded.bucket.settings import BucketSettings
-from kmp_storage.embedded.bucket.streams import PIECE_BYTES, apart, check_count, chunks_of
 from kmp_storage.embedded.bucket.threads import Threads
 from kmp_storage.embedded.bucket.writes import Description, Writes
+from kmp_storage.keys import check_content_type, check_key, check_metadata, check_prefix
 from kmp_storage.protocols import Bucket
 from kmp_storage.values import BucketEntry
 

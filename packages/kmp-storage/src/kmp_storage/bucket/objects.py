@@ -1,7 +1,8 @@
-"""Get an object with flat memory, and verify it as it passes."""
+"""What obstore does for a bucket: get with flat memory, verified as it passes; head, delete, and signed URLs."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import sys
@@ -23,9 +24,10 @@ from kmp_core.errors import (
 from kmp_core.plugins import extra
 from kmp_core.project import Project
 from kmp_storage.bucket.address import Address
-from kmp_storage.bucket.entries import Mark
+from kmp_storage.bucket.entries import Mark, entry_of
 from kmp_storage.bucket.requests import Requests
 from kmp_storage.settings.s3 import S3Settings
+from kmp_storage.values import BucketEntry
 
 with extra("obstore", install="kmp-storage[buckets]"):
     import obstore
@@ -35,9 +37,7 @@ with extra("obstore", install="kmp-storage[buckets]"):
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Credential
 
-__all__ = ["Downloads"]
-
-_KEY_AGE = timedelta(minutes=1)
+__all__ = ["Objects"]
 
 
 def _away(_: BaseException) -> KmpError:
@@ -56,8 +56,8 @@ _ERRORS = ErrorTable(
 )
 
 
-class Downloads:
-    """What is read from one bucket through obstore, and the URLs that it signs."""
+class Objects:
+    """The objects of one bucket, as obstore reaches them. obstore bounds no connections: `turns` does."""
 
     def __init__(
         self, address: Address, bucket: str, settings: S3Settings, requests: Requests, project: Project
@@ -65,6 +65,21 @@ class Downloads:
         self._store = _store(address, bucket, settings)
         self._requests = requests
         self.project = project
+        self.turns = asyncio.Semaphore(settings.connections)
+
+    async def head(self, key: str) -> tuple[BucketEntry, Mark | None] | None:
+        """What the server knows of an object; None where there is none."""
+        async with self.turns:
+            with _ERRORS.translating():
+                try:
+                    return _described(key, await obstore.get_async(self._store, key, options={"head": True}))
+                except FileNotFoundError:
+                    return None
+
+    async def delete(self, key: str) -> None:
+        async with self.turns:
+            with _ERRORS.translating():
+                await obstore.delete_async(self._store, key)
 
     async def sign(self, key: str, method: Literal["GET", "PUT"], span: timedelta, seconds: float | None) -> str:
         with _ERRORS.translating():
@@ -101,8 +116,7 @@ class Downloads:
                 yield last
 
     async def _checker(self, key: str, result: obstore.GetResult) -> _Checker:
-        attributes = {str(name).lower(): value for name, value in result.attributes.items()}
-        mark = Mark.decode(attributes.get("kmp"))
+        _, mark = _described(key, result)
         if mark is None:
             return _Checker(None, None)
         if mark.part_bytes is None:
@@ -113,6 +127,20 @@ class Downloads:
             return _Checker(None, None)  # replaced since: what is read here is the version before
         text, composite, _ = answer.headers.get("x-amz-checksum-sha256", "").partition("-")
         return _Checker(base64.b64decode(text) or None, mark.part_bytes if composite else None)
+
+
+def _described(key: str, result: obstore.GetResult) -> tuple[BucketEntry, Mark | None]:
+    meta = result.meta
+    # What is the server's own has capitals; names of metadata have none.
+    metadata = {name: value for name, value in result.attributes.items() if name == name.lower()}
+    return entry_of(
+        key,
+        size=meta["size"],
+        etag=meta["e_tag"] or "",
+        modified=meta["last_modified"],
+        content_type=result.attributes.get("Content-Type"),
+        metadata=metadata,
+    )
 
 
 class _Checker:
@@ -151,13 +179,10 @@ class _Checker:
 
 def _store(address: Address, bucket: str, settings: S3Settings) -> S3Store:
     async def credentials() -> S3Credential:
+        # Over as soon as it is told, so that each request asks anew, and a rotated secret is used at once.
+        now = datetime.now(UTC)
         key = await address.keys()
-        return {
-            "access_key_id": key.name,
-            "secret_access_key": key.secret,
-            "token": None,
-            "expires_at": datetime.now(UTC) + _KEY_AGE,
-        }
+        return {"access_key_id": key.name, "secret_access_key": key.secret, "token": None, "expires_at": now}
 
     options: ClientConfig = {
         "allow_http": not address.is_tls,
@@ -172,6 +197,7 @@ def _store(address: Address, bucket: str, settings: S3Settings) -> S3Store:
         endpoint=address.endpoint,
         region=address.region,
         virtual_hosted_style_request=False,
+        disable_bulk_delete=True,  # whose refusals have no type
         credential_provider=credentials,
         client_options=options,
         retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=1)},

@@ -1,4 +1,4 @@
-"""Which keys a bucket takes: none that any store, proxy or file system could read as a way out."""
+"""What a bucket takes as a key, a content type and metadata: nothing that a store or proxy could read as a way out."""
 
 from __future__ import annotations
 

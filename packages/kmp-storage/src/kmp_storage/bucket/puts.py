@@ -1,0 +1,164 @@
+"""Put an object: a small content in one request, a larger one in parts; an answer that is lost is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from kmp_core.deadlines import bounded, deadline
+from kmp_core.errors import BackendError, Conflict, DeadlineExceeded, NotFound, OutcomeUnknown, Unavailable
+from kmp_core.retries import Retries
+from kmp_storage.bucket.entries import Mark, describe, server_tag, version_of
+from kmp_storage.bucket.objects import Objects
+from kmp_storage.bucket.requests import Requests
+from kmp_storage.bucket.uploads import Uploads, checksum_header
+from kmp_storage.contents import check_chunk
+from kmp_storage.values import BucketEntry
+
+__all__ = ["Puts", "Terms"]
+
+_THREAD_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a put says about its content, and on which condition the server takes it."""
+
+    key: str
+    content_type: str | None
+    metadata: Mapping[str, str]
+    condition: Mapping[str, str]
+    seconds: float | None
+
+
+class Puts:
+    """The puts into one bucket."""
+
+    def __init__(
+        self, requests: Requests, objects: Objects, uploads: Uploads, *, retries: Retries, part_bytes: int
+    ) -> None:
+        self._requests = requests
+        self._objects = objects
+        self._uploads = uploads
+        self._retries = retries
+        self._part_bytes = part_bytes
+
+    async def condition(self, key: str, if_absent: bool, if_match: str | None, seconds: float | None) -> dict[str, str]:
+        """The header that makes the server refuse. An ETag names a content; which version it was, the mark knows."""
+        if if_absent:
+            return {"if-none-match": "*"}
+        if if_match is None:
+            return {}
+        found = await bounded(self._objects.head(key), seconds, what=f"asking for {key!r}", backend="s3")
+        if found is None or found[0].etag != if_match:
+            raise Conflict(f"what is stored under {key!r} is not what was expected", key=key)
+        return {"if-match": server_tag(if_match)}
+
+    async def put(self, terms: Terms, chunks: AsyncIterator[bytes]) -> BucketEntry:
+        """Put the content, in parts where it is larger than one."""
+        async with aclosing(self._parts(terms.key, chunks, terms.seconds)) as parts:
+            return await self._put(terms, parts)
+
+    async def _put(self, terms: Terms, parts: AsyncGenerator[bytearray, None]) -> BucketEntry:
+        first = await anext(parts, bytearray())
+        small, typed = len(first) < self._part_bytes, terms.content_type is not None
+        checksum, header = await _checksum(first) if small else (None, {})
+        mark = Mark.now(checksum=checksum, part_bytes=None if small else self._part_bytes, typed=typed)
+        headers = describe(mark, terms.content_type, terms.metadata, terms.key)
+        try:
+            if small:
+                etag, size = await self._put_small(terms, mark, first, {**headers, **header}), len(first)
+            else:
+                rest = _chain(first, parts)
+                del first
+                etag, size = await self._put_large(terms, mark, rest, headers)
+        except NotFound as error:
+            if "if-match" not in terms.condition:
+                raise
+            raise Conflict(f"nothing is stored under {terms.key!r}", key=terms.key) from error
+        tag = f"{etag}.{mark.version}"
+        return BucketEntry(terms.key, size, tag, mark.modified, terms.content_type, checksum, terms.metadata)
+
+    async def _put_small(self, terms: Terms, mark: Mark, content: bytearray, headers: Mapping[str, str]) -> str:
+        sent = {**headers, **terms.condition}
+
+        async def put() -> str:
+            try:
+                answer = await self._requests.send(
+                    "PUT", terms.key, headers=sent, content=content, content_hash=mark.checksum
+                )
+            except Unavailable as error:
+                return (await self._outcome(terms, mark, error))[0]
+            return str(answer.headers["etag"]).strip('"')
+
+        async with deadline(terms.seconds, what=f"putting {terms.key!r}", backend="s3"):
+            # With a condition, the answer to a second try would be about the first.
+            return await self._retries.call(put, idempotent=not terms.condition)
+
+    async def _put_large(
+        self, terms: Terms, mark: Mark, parts: AsyncIterator[bytearray], headers: Mapping[str, str]
+    ) -> tuple[str, int]:
+        try:
+            return await self._uploads.put(
+                terms.key, parts, description=headers, condition=terms.condition, seconds=terms.seconds
+            )
+        except (Unavailable, OutcomeUnknown) as error:
+            return await self._outcome(terms, mark, error)
+
+    async def _outcome(self, terms: Terms, mark: Mark, error: BackendError) -> tuple[str, int]:
+        """ETag and size of what was put, where its answer was lost; or what the server would have said.
+
+        A server may refuse a content before it has read it whole, and the connection breaks on its words.
+        """
+        try:
+            found = await bounded(self._objects.head(terms.key), terms.seconds, what="asking for it", backend="s3")
+        except (Unavailable, DeadlineExceeded):
+            raise error from None
+        entry = None if found is None else found[0]
+        if entry is not None and version_of(entry.etag) == mark.version:
+            return server_tag(entry.etag).strip('"'), entry.size
+        there = None if entry is None else server_tag(entry.etag)
+        if terms.condition and there != terms.condition.get("if-match"):
+            raise Conflict(f"what is stored under {terms.key!r} is not what was expected", key=terms.key) from error
+        raise error
+
+    async def _parts(
+        self, key: str, chunks: AsyncIterator[bytes], seconds: float | None
+    ) -> AsyncGenerator[bytearray, None]:
+        """The content in parts of the same size, the last one smaller or none."""
+        size = self._part_bytes
+        buffer = bytearray()
+        while True:
+            async with deadline(seconds, what=f"receiving {key!r}", backend="s3"):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                break
+            check_chunk(chunk, key)
+            rest = memoryview(chunk)
+            while rest:
+                taken = rest[: size - len(buffer)]
+                buffer += taken
+                rest = rest[len(taken) :]
+                if len(buffer) == size:
+                    part, buffer = buffer, bytearray()
+                    yield part
+                    del part
+        if buffer:
+            yield buffer
+
+
+async def _checksum(content: bytearray) -> tuple[str, dict[str, str]]:
+    # A thread costs more than what it saves the event loop where the content is small.
+    if len(content) < _THREAD_BYTES:
+        return checksum_header(content)
+    return await asyncio.to_thread(checksum_header, content)
+
+
+async def _chain(first: bytearray, rest: AsyncIterator[bytearray]) -> AsyncIterator[bytearray]:
+    yield first
+    del first
+    async for part in rest:
+        yield part
+        del part
