@@ -40,10 +40,14 @@ def python(session: nox.Session, *arguments: str | Path) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Watch three services exchange a year of flights: `dev.py demo --limit 20000` for a quick look."""
+    """Watch three services exchange a year of flights; `--limit 20000` is a quick look, `--servers` has real stores."""
+    program, arguments = ["-m", "skyline"], list(session.posargs)
+    if "--servers" in arguments:
+        arguments.remove("--servers")
+        program = ["tests/plugins/stack.py", "--demo"]
     # Ctrl-C belongs to the demo: it ends its services, and prints what was done so far, before nox loses patience.
     session.run(
-        sys.executable, "-m", "skyline", *session.posargs, env={"PYTHONPATH": "examples"},
+        sys.executable, *program, *arguments, env={"PYTHONPATH": "examples"},
         interrupt_timeout=60, terminate_timeout=10,
     )  # fmt: skip
 

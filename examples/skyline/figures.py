@@ -133,7 +133,7 @@ class Attempt(_Value):
     """One thing that the neighbour tried. `refused_by` is None where nobody refused."""
 
     what: str
-    refused_by: Literal["token", "service", "guard"] | None
+    refused_by: Literal["token", "service", "server", "guard"] | None
     answer: str
 
 

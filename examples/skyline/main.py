@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
+import structlog
 from rich.console import Console
 
 from kmp_core.errors import ConfigurationError, Fault, KmpError, NotFound
+from kmp_storage import Bucket
 from kmp_storage.embedded.bucket import FileBucket
 from skyline import data, page, terminal
 from skyline.figures import ORIGINS, Figures, Place, Result
 from skyline.launcher import Launcher, ServiceFailed
 from skyline.office import open_office
 from skyline.options import Options, parse
+from skyline.places import Administrators, Places
 from skyline.state import State, prepare
 
 __all__ = ["main"]
@@ -39,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         total = min(options.limit or sys.maxsize, data.count_flights())
         _check(options)
+        administrators = None if options.servers is None else Administrators.read(options.servers)
         with prepare(options.directory) as state:
-            return asyncio.run(_run(options, state, console, total))
+            return asyncio.run(_run(options, state, console, total, administrators))
     except ServiceFailed as failure:
         console.print(f"[bold red]skyline:[/bold red] {failure}. Its last words:")
         for line in failure.last_words[-12:]:
@@ -53,15 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-async def _run(options: Options, state: State, console: Console, total: int) -> int:
-    board = terminal.Board(console, total)
-    with open_office(options, state) as office, board:
-        launcher = Launcher(state, office, board, total=total, kills=options.kills)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, launcher.interrupt)
-        await launcher.work()
-    result, file = await _write(launcher, state)
+async def _run(
+    options: Options, state: State, console: Console, total: int, administrators: Administrators | None
+) -> int:
+    async with _places(administrators) as places:
+        board = terminal.Board(console, total)
+        with open_office(options, state, places) as office, board:
+            launcher = Launcher(state, office, board, total=total, kills=options.kills)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, launcher.interrupt)
+            await launcher.work()
+        result, file = await _write(launcher, state, _bucket(state, places))
     if options.json is not None:
         options.json.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
     terminal.show(console, result, file)
@@ -70,9 +79,34 @@ async def _run(options: Options, state: State, console: Console, total: int) -> 
     return 0 if _as_it_should(result, total) else EXIT_FAILED
 
 
-async def _write(launcher: Launcher, state: State) -> tuple[Result, Path | None]:
+@asynccontextmanager
+async def _places(administrators: Administrators | None) -> AsyncGenerator[Places | None, None]:
+    """The projects' places on servers, or None where everything is embedded."""
+    if administrators is None:
+        yield None
+        return
+    from skyline.servers import provisioned  # the drivers, which nobody else needs
+
+    # What provisioning warns of matters to servers that stay.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    async with provisioned(administrators) as places:
+        yield places
+
+
+def _bucket(state: State, places: Places | None) -> AbstractAsyncContextManager[Bucket]:
+    """Skyline's bucket, opened as skyline."""
+    if places is None:
+        return FileBucket(project="skyline", directory=state.directory / "skyline")
+    from kmp_storage.bucket import S3Bucket
+
+    return S3Bucket(places.url("skyline", "BUCKET"), project="skyline")
+
+
+async def _write(
+    launcher: Launcher, state: State, opening: AbstractAsyncContextManager[Bucket]
+) -> tuple[Result, Path | None]:
     """Put the page beside the figures that `delays` put into its bucket, and a copy where a browser finds it."""
-    async with FileBucket(project="skyline", directory=state.directory / "skyline") as bucket:
+    async with opening as bucket:
         try:
             figures = Figures.model_validate_json(await bucket.get(FIGURES))
         except NotFound:

@@ -13,6 +13,7 @@ import uvicorn
 from kmp_core.tokens.authority import DevelopmentAuthority
 from kmp_core.tokens.authority_app import authority_app
 from skyline.options import Options
+from skyline.places import Places
 from skyline.state import State, write_private
 
 __all__ = ["Office", "open_office"]
@@ -20,13 +21,17 @@ __all__ = ["Office", "open_office"]
 _SECRET = "KMP_SKYLINE_CLIENT_SECRET"  # noqa: S105 - the name of a variable
 _GIVEN = "KMP_SKYLINE_GIVEN_TOKEN"
 _TRUST_DOMAIN = "kmp.local"
+_STORING = ("delays", "tower")  # `departures` opens no store, so it is told of none
 
 
 class Office:
     """Gives each service its surroundings: settings as variables, the secret as a file of its own."""
 
-    def __init__(self, options: Options, state: State, authority: DevelopmentAuthority, port: int) -> None:
+    def __init__(
+        self, options: Options, state: State, authority: DevelopmentAuthority, port: int, places: Places | None
+    ) -> None:
         self._state = state
+        self._places = places
         self._authority = authority
         write_private(state.keys, json.dumps(authority.jwks()))
         self._common = {
@@ -39,6 +44,8 @@ class Office:
         self._own = {"delays": {"KMP_SKYLINE_PORT": str(port)}}
         if options.limit is not None:
             self._own["departures"] = {"KMP_SKYLINE_LIMIT": str(options.limit)}
+        if places is not None:
+            self._own["tower"] = {"KMP_SKYLINE_FOREIGN_GRAPH": places.foreign_graph}
 
     def surroundings(self, project: str, service: str, *, may_call: str | None) -> dict[str, str]:
         """Register a service, and return the variables that it is started with."""
@@ -48,6 +55,9 @@ class Office:
             # As if somebody had registered it wrongly: `delays` itself has to see that this is not its project.
             token = self._authority.issue(project=project, service=service, audience="delays")
             self._state.write_secret(service, _GIVEN, token)
+        if self._places is not None and service in _STORING:
+            for variable, url in self._places.of[project].items():
+                self._state.write_secret(service, variable, url.reveal())
         return {
             **self._common,
             **self._own.get(service, {}),
@@ -59,7 +69,7 @@ class Office:
 
 
 @contextmanager
-def open_office(options: Options, state: State) -> Generator[Office, None, None]:
+def open_office(options: Options, state: State, places: Places | None) -> Generator[Office, None, None]:
     """Serve the authority on a free port of the loopback address while the block runs."""
     port = free_port() if options.port is None else options.port
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -71,7 +81,7 @@ def open_office(options: Options, state: State) -> Generator[Office, None, None]
         thread = threading.Thread(target=server.run, args=([listener],), name="authority", daemon=True)
         thread.start()
         try:
-            yield Office(options, state, authority, port)
+            yield Office(options, state, authority, port, places)
         finally:
             server.should_exit = True
             thread.join(timeout=5)

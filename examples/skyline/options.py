@@ -21,6 +21,7 @@ class Options:
     json: Path | None
     port: int | None
     kills: int
+    servers: Path | None
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -45,8 +46,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         "emptied at the start, and kept at the end (default: %(default)s)")  # fmt: skip
     add("--port", type=_port, metavar="PORT", help="port of the service `delays` (default: one that is free)")
     add("--json", type=Path, metavar="FILE", help="write everything that was found out to this file")
+    add("--servers", type=Path, metavar="FILE", help="all stores on real servers, whose administrators' URLs this file "
+        "holds; `python3 dev.py demo --servers` starts some and needs no file")  # fmt: skip
     found = parser.parse_args(arguments)
-    return Options(found.limit, found.directory, found.json, found.port, found.kill_delays)
+    return Options(found.limit, found.directory, found.json, found.port, found.kill_delays, found.servers)
 
 
 def _positive(text: str) -> int:

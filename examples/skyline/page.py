@@ -14,6 +14,7 @@ __all__ = ["render"]
 REFUSERS = {
     "token": "the authority: no token",
     "service": "the service",
+    "server": "the server itself",
     "guard": "the SDK's guard",
 }
 

@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import Field, SecretStr
 
 from kmp_core.settings import Settings
+from kmp_core.settings.url import ConnectionUrl
 
-__all__ = ["SkylineSettings"]
+__all__ = ["SkylineSettings", "StoreUrls"]
 
 
 class SkylineSettings(Settings, prefix="skyline"):
@@ -37,6 +38,9 @@ class SkylineSettings(Settings, prefix="skyline"):
     delays: str = Field("http://127.0.0.1:8401", pattern="^https?://")
     """Address of the service `delays`."""
 
+    foreign_graph: str = ""
+    """Address of skyline's graph where it is on a server of its own; `tower` has no password for it."""
+
     port: int = Field(8401, ge=1, le=65535)
     """Port on the loopback address that `delays` listens at."""
 
@@ -49,3 +53,19 @@ class SkylineSettings(Settings, prefix="skyline"):
     def public_keys(self) -> Any:
         """The content of `keys`."""
         return json.loads(self.keys.read_bytes())
+
+
+class StoreUrls(Settings, prefix="storage"):
+    """Where this service's own stores are, with its own credentials; None is embedded."""
+
+    timeseries_url: ConnectionUrl | None = None
+    """The database."""
+
+    graph_url: ConnectionUrl | None = None
+    """The graph's instance."""
+
+    cache_url: ConnectionUrl | None = None
+    """The cache."""
+
+    bucket_url: ConnectionUrl | None = None
+    """The bucket."""

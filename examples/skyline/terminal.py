@@ -33,6 +33,7 @@ _STEPS = " ▁▂▃▄▅▆▇█"
 _REFUSERS = {
     "token": Text("token", style="cyan"),
     "service": Text("service", style="magenta"),
+    "server": Text("the server", style="green"),
     "guard": Text("SDK guard", style="blue"),
 }
 

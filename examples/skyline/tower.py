@@ -1,7 +1,8 @@
 """The service `tower` of project `harbour`: a neighbour on the same machine, who tries to get at skyline's flights.
 
 It is a real service with a credential of its own, and knows where everything is. Each attempt is logged with what
-answered it: no token (the authority), the service, or the SDK's own guard; or nobody, and that would be a defect.
+answered it: no token (the authority), the service, a server, or the SDK's own guard; or nobody, and that would be a
+defect.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from kmp_storage.embedded.bucket import FileBucket
 from kmp_storage.embedded.cache import SqliteCache
 from kmp_storage.embedded.graph import SqliteGraphStore
 from kmp_storage.embedded.timeseries import SqliteTimeSeriesStore
-from skyline.settings import SkylineSettings
+from skyline.settings import SkylineSettings, StoreUrls
 
 OWN_AUDIENCE = "beacon"
 
@@ -57,13 +58,19 @@ async def guarded(what: str, attempt: Callable[[], Awaitable[object]]) -> None:
 
 def cases(project: Path) -> Iterator[tuple[str, Path, AbstractAsyncContextManager[object]]]:
     """Every store of skyline, opened as the project that this service really is."""
-    files = {name: project / f"{name}.db" for name in ("timeseries", "graph", "cache", "bus")}
+    files = {name: project / f"{name}.db" for name in ("timeseries", "graph", "cache")}
     url = {name: f"sqlite:{file}" for name, file in files.items()}
     yield "time series", files["timeseries"], SqliteTimeSeriesStore(url["timeseries"], project="harbour")
     yield "graph", files["graph"], SqliteGraphStore(url["graph"], project="harbour")
     yield "cache", files["cache"], SqliteCache(url["cache"], project="harbour")
-    yield "event bus", files["bus"], SqliteBus(url["bus"], project="harbour")
     yield "bucket", project / "bucket", FileBucket(f"file:{project / 'bucket'}", project="harbour")
+    yield from events(project)
+
+
+def events(project: Path) -> Iterator[tuple[str, Path, AbstractAsyncContextManager[object]]]:
+    """Skyline's events, which are embedded wherever the stores are."""
+    file = project / "bus.db"
+    yield "event bus", file, SqliteBus(f"sqlite:{file}", project="harbour")
 
 
 async def patiently(call: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
@@ -131,9 +138,9 @@ def forgeries(own: str, settings: SkylineSettings) -> Iterator[tuple[str, str]]:
     yield "a token signed with a key of its own", SigningKey.create(key_id=public["kid"]).sign(claims)
 
 
-async def try_the_stores(project: Path) -> None:
+async def try_the_stores(found: Iterator[tuple[str, Path, AbstractAsyncContextManager[object]]]) -> None:
     """Open skyline's files with the SDK, which knows on whose behalf it works."""
-    for name, place, store in cases(project):
+    for name, place, store in found:
         what = f"opens skyline's {name} as project harbour"
         if place.exists():
             await guarded(what, partial(_open, store))
@@ -156,7 +163,14 @@ async def main() -> None:
         skyline = service.context.directory.parent / "skyline"
         own = await try_the_authority(settings)
         await try_the_service(settings, own)
-        await try_the_stores(skyline)
+        urls = StoreUrls.load()
+        if urls.timeseries_url is None:
+            await try_the_stores(cases(skyline))
+        else:
+            from skyline.foreign import try_the_servers
+
+            await try_the_servers(service, urls, settings.foreign_graph, report)
+            await try_the_stores(events(skyline))
         await try_the_way_out(await service.get(Bucket), skyline)
 
 

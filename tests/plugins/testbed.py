@@ -106,8 +106,11 @@ def start(name: str, recipe: Recipe) -> Server:
     return server
 
 
-def launch(name: str, recipe: Recipe, *, label: str | None = None) -> Server:
-    """Start a server's container; it may not answer yet. `label` names the process whose end makes it an orphan."""
+def launch(name: str, recipe: Recipe, *, mark: str | None = None) -> Server:
+    """Start a server's container; it may not answer yet. It is an orphan when this process ends, unless it has a mark.
+
+    A mark is a label of this name by which the container is found again.
+    """
     os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
     os.environ.setdefault("TESTCONTAINERS_HOST_OVERRIDE", LOOPBACK)
     from testcontainers.core.container import DockerContainer
@@ -118,7 +121,8 @@ def launch(name: str, recipe: Recipe, *, label: str | None = None) -> Server:
         container.with_env(variable, value)
     ports: dict[str, Any] = container.ports  # the engine's client takes an address too, which the type leaves out
     ports[f"{recipe.port}/tcp"] = (LOOPBACK, port)
-    container.with_kwargs(labels={LABEL: label or str(os.getpid())})
+    # Process 1 never ends: what has a mark is no orphan of a test run.
+    container.with_kwargs(labels={LABEL: str(os.getpid())} if mark is None else {LABEL: "1", mark: name})
     container.start()
     return Server(name, port, password, container, recipe.ready)
 

