@@ -13,7 +13,7 @@ import pytest
 PACKAGES = ["kmp_core", "kmp_storage", "kmp_messaging"]
 
 DRIVERS = {
-    "aiokafka", "aiosqlite", "asyncpg", "fastapi", "httpx", "neo4j", "opentelemetry.sdk", "psycopg", "pytest", "redis",
+    "aiokafka", "aiosqlite", "asyncpg", "fastapi", "httpx", "neo4j", "obstore", "opentelemetry.sdk", "psycopg", "pytest", "redis",
     "sqlite3", "starlette", "uvicorn",
 }  # fmt: skip
 

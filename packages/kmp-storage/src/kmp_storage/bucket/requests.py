@@ -27,13 +27,14 @@ from kmp_core.errors import (
     Unavailable,
     Unsupported,
 )
-from kmp_core.http.errors import table_for
 from kmp_core.plugins import extra
 from kmp_storage.bucket.address import Address
 from kmp_storage.bucket.signing import encode_path, encode_query, signed
 
 with extra("httpx", install="kmp-storage[buckets]"):
     import httpx
+
+    from kmp_core.http.errors import table_for
 
 __all__ = ["Answer", "Requests", "texts"]
 
