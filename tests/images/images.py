@@ -10,13 +10,17 @@ built image's tag is the hash of what it is built from, so it is built once.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -41,11 +45,21 @@ def have(server: str) -> str:
     built = f"kmp-test/{server}:{fingerprint(server)}"
     if exists(built):
         return built
-    official = OFFICIAL.get(server)
-    if official is not None and (exists(official) or pull(official)):
-        return official
-    build(HERE / server, built, base())
+    with one_at_a_time():
+        official = OFFICIAL.get(server)
+        if official is not None and (exists(official) or pull(official)):
+            return official
+        if not exists(built):  # somebody else may have built it meanwhile
+            build(HERE / server, built, base())
     return built
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Keep other threads, and other runs on this machine, from making the same images side by side."""
+    with (Path(tempfile.gettempdir()) / f"kmp-test-images-{os.getuid()}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def fingerprint(server: str) -> str:
@@ -85,7 +99,24 @@ def base() -> str:
 def build(folder: Path, tag: str, base: str) -> None:
     """Build with the classic builder, which every engine has; only loopback and package registries are needed."""
     command = ["docker", "build", "--network=host", f"--build-arg=BASE={base}", f"--tag={tag}", str(folder)]
-    run(*command, environment={**os.environ, "DOCKER_BUILDKIT": "0"})
+    output = run(*command, environment={**os.environ, "DOCKER_BUILDKIT": "0"})
+    remove_unnamed(made_by(output))
+
+
+def made_by(output: str) -> list[str]:
+    """The images that a build made, one a step, and not those that it found in the engine's cache."""
+    steps = re.split(r"^Step \d+/\d+ : ", output, flags=re.MULTILINE)[1:]
+    # A step that did something ends with the image that came of it; one from the cache, and `FROM`, made none.
+    did = [step for step in steps if "Using cache" not in step and not step.startswith("FROM")]
+    return [ids[-1] for step in did if (ids := re.findall(r"^ ---> (\w+)$", step, re.MULTILINE))]
+
+
+def remove_unnamed(made: list[str]) -> None:
+    """Remove those images that have no name and that no other builds on: the stages that are only copied from."""
+    listed = ["docker", "images", "--quiet", "--filter=dangling=true"]
+    unnamed = subprocess.run(listed, capture_output=True, text=True, check=False).stdout.split()
+    for image in set(made) & set(unnamed):
+        subprocess.run(["docker", "rmi", image], capture_output=True, check=False)
 
 
 def exists(image: str) -> bool:
@@ -102,14 +133,15 @@ def pull(image: str) -> bool:
     return done.returncode == 0
 
 
-def run(*command: str, environment: dict[str, str] | None = None) -> None:
-    """Run a command quietly; when it fails, show the end of what it printed."""
+def run(*command: str, environment: dict[str, str] | None = None) -> str:
+    """Run a command quietly and return what it printed; when it fails, show the end of it."""
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, check=False
     )
     if done.returncode != 0:
         tail = "\n".join(done.stdout.splitlines()[-15:])
         raise SystemExit(f"{command[0]} {command[1]} failed:\n{tail}")
+    return done.stdout
 
 
 def main() -> None:
