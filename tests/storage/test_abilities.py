@@ -29,6 +29,7 @@ MEANING = {
     "dead_letters": "keeps what was given up, with its cause",
     "durable": "what was written survives the process, killed or not",
     "early_refresh": "one caller loads a value anew shortly before its end, while the others get the old one",
+    "expiry": "forgets an object after the time that its put named",
     "groups": "several groups consume the same events, each at its own pace",
     "lag": "tells how far a group is behind",
     "retention": "drops measurements that are older than their series keeps them",

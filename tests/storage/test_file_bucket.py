@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
 import subprocess
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
@@ -213,6 +214,36 @@ async def test_a_put_that_was_swept_away_is_told(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="swept"):
             await bucket.put("key", sweeping())
         assert await bucket.head("key") is None
+
+
+async def test_the_content_of_what_expired_is_removed_by_the_next_write_or_open(tmp_path: Path) -> None:
+    async def gone(bucket: FileBucket) -> None:
+        async with asyncio.timeout(20):
+            while await bucket.head("over") is not None:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+
+    for write in (True, False):
+        async with FileBucket(directory=tmp_path) as bucket:
+            await bucket.put("over", b"1", expires="100ms")
+            await gone(bucket)
+            if write:
+                await bucket.put("kept", b"2")
+                await nothing_more_than(tmp_path, 1)
+    async with FileBucket(directory=tmp_path) as bucket:
+        await nothing_more_than(tmp_path, 1)
+        assert await bucket.get("kept") == b"2"
+
+
+async def test_a_put_over_what_expired_leaves_no_content_of_it(tmp_path: Path) -> None:
+    async with FileBucket(directory=tmp_path) as bucket:
+        for number in range(120):  # more than one write forgets
+            await bucket.put(f"k/{number:03}", b"", expires="1d")
+        with contextlib.closing(sqlite3.connect(tmp_path / "bucket" / "index.db")) as connection, connection:
+            connection.execute("UPDATE object SET expires = 1")
+        await bucket.put("k/119", b"new", if_absent=True)
+        assert not await bucket.delete("k/000")
+        assert [entry.key async for entry in bucket.list()] == ["k/119"]
+        await nothing_more_than(tmp_path, 1)
 
 
 # Limits

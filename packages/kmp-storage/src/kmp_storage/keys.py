@@ -1,15 +1,17 @@
-"""What a bucket takes as a key, a content type and metadata: nothing that a store or proxy could read as a way out."""
+"""What a bucket takes as a key, a content type, metadata: nothing that a store or proxy could read as a way out."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Mapping
+from datetime import timedelta
 from urllib.parse import unquote
 
+from kmp_core.deadlines import Timeout, duration
 from kmp_core.errors import InvalidInput
 
-__all__ = ["after_prefix", "check_content_type", "check_key", "check_metadata", "check_prefix"]
+__all__ = ["after_prefix", "check_content_type", "check_expires", "check_key", "check_metadata", "check_prefix"]
 
 _EXAMPLE = '"reports/2013/january.html"'
 _LONGEST_KEY_BYTES = 1024
@@ -59,6 +61,16 @@ def check_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
     if problem is not None:
         raise InvalidInput("metadata", problem, example='{"origin": "JFK"}')
     return checked
+
+
+def check_expires(expires: Timeout, key: str) -> timedelta | None:
+    """How long an object is kept, or None. Raises `InvalidInput` for a time that is none."""
+    if expires is None:
+        return None
+    span = duration(expires, field="expires")
+    if not span:
+        raise InvalidInput("expires", "must be more than nothing", example='"30d"', key=key)
+    return span
 
 
 def _item_problem(name: object, value: object) -> str | None:

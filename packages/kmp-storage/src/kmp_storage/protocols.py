@@ -280,11 +280,13 @@ class Bucket(Resource, Protocol):
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_match: str | None = None,
+        expires: Timeout = None,
         timeout: Timeout = None,
     ) -> BucketEntry:
         """Store the whole object or nothing, durably, with flat memory.
 
-        `if_absent` and `if_match` (an entry's `etag`) raise `Conflict` where the condition does not hold.
+        `if_absent` and `if_match` (an entry's `etag`) raise `Conflict` where the condition does not hold. `expires` is
+        how long it is kept, and raises `Unsupported` where the provider keeps everything.
         """
 
     @abstractmethod
@@ -311,7 +313,7 @@ class Bucket(Resource, Protocol):
 
     @abstractmethod
     async def copy(self, source: str, target: str, *, timeout: Timeout = None) -> BucketEntry:
-        """Copy within the bucket, metadata included. Raises `NotFound`."""
+        """Copy within the bucket, metadata included; the copy does not expire. Raises `NotFound`."""
 
     @abstractmethod
     async def sign(self, key: str, *, expires: Timeout, method: Literal["GET", "PUT"] = "GET") -> str:

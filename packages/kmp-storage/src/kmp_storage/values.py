@@ -76,7 +76,10 @@ class CacheStatistics:
 
 @dataclass(frozen=True, slots=True)
 class BucketEntry:
-    """One object of a bucket. `checksum` is the SHA-256 of the content in hexadecimal, where the store keeps it."""
+    """One object of a bucket. `checksum` is the SHA-256 of the content in hexadecimal, where the store keeps it.
+
+    `expires` is when it will be gone, where it was put to expire.
+    """
 
     key: str
     size: int
@@ -85,3 +88,4 @@ class BucketEntry:
     content_type: str | None = None
     checksum: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    expires: datetime | None = None

@@ -19,6 +19,7 @@ from kmp_core.errors import (
     InvalidInput,
     KmpError,
     NotFound,
+    Unsupported,
 )
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
@@ -33,7 +34,7 @@ from kmp_storage.bucket.requests import Requests, texts
 from kmp_storage.bucket.signing import AccessKey, AccessKeys
 from kmp_storage.bucket.uploads import Uploads
 from kmp_storage.contents import apart, check_count, chunks_of, closing
-from kmp_storage.keys import check_content_type, check_key, check_metadata, check_prefix
+from kmp_storage.keys import check_content_type, check_expires, check_key, check_metadata, check_prefix
 from kmp_storage.protocols import Bucket
 from kmp_storage.settings.s3 import S3Settings
 from kmp_storage.values import BucketEntry
@@ -47,6 +48,7 @@ _HEADS_AT_ONCE = 16
 _EVERYTHING = sys.maxsize
 _LARGEST_CHUNK = 64 << 20
 _LONGEST_SIGNATURE = timedelta(days=7)
+_EXPIRY = "have who provisions the bucket set a lifecycle rule for a prefix, on a server with them, such as Amazon S3"
 
 
 class S3Bucket(Provider, Bucket):
@@ -117,6 +119,7 @@ class S3Bucket(Provider, Bucket):
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_match: str | None = None,
+        expires: Timeout = None,
         timeout: Timeout = None,
     ) -> BucketEntry:
         self.ensure_open()
@@ -125,6 +128,8 @@ class S3Bucket(Provider, Bucket):
         if if_absent and if_match is not None:
             raise InvalidInput("if_match", "contradicts if_absent", example="if_match=entry.etag", key=key)
         items = check_metadata(metadata)
+        if check_expires(expires, key) is not None:
+            raise Unsupported("expiry", provider="S3Bucket", instead=_EXPIRY)
         seconds = within(timeout, self.settings.timeout)
         with self._telemetry.call("put"):
             chunks = chunks_of(content, key)

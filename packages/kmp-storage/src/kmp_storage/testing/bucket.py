@@ -95,7 +95,7 @@ async def _each(entries: AsyncIterator[Any]) -> AsyncIterator[str]:
 class BucketContract(ProviderContract):
     """The promises of `Bucket` within one process; `SharedBucketContract` adds those over several."""
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "shared", "sign"})
+    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "expiry", "shared", "sign"})
     """What a bucket may declare. A declared ability is tested; a call of one that is not raises `Unsupported`."""
 
     keeps_files: ClassVar[bool] = False
@@ -427,6 +427,39 @@ class BucketContract(ProviderContract):
                 with pytest.raises(Unsupported, match="sign") as caught:
                     await bucket.sign("key", expires="1m")
                 assert caught.value.instead
+
+    async def test_forgets_what_expires_where_declared(self, make: Make) -> None:
+        async with make() as bucket:
+            if "expiry" not in bucket.abilities:
+                with pytest.raises(Unsupported, match="expiry") as caught:
+                    await bucket.put("key", b"1", expires="1d")
+                assert caught.value.instead
+                assert await bucket.head("key") is None
+                return
+            kept = await bucket.put("kept", b"1", expires="1d")
+            assert kept.expires is not None
+            assert kept.expires - kept.modified == timedelta(days=1)
+            assert await bucket.head("kept") == kept
+            assert (await bucket.copy("kept", "copy")).expires is None
+            await bucket.put("gone", b"1", expires="150ms")
+            async with asyncio.timeout(20):
+                while await bucket.head("gone") is not None:  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(0.01)
+            with pytest.raises(NotFound):
+                await bucket.get("gone")
+            assert await _keys(bucket.list()) == ["copy", "kept"]
+            assert not await bucket.delete("gone")
+            again = await bucket.put("gone", b"2", if_absent=True)
+            assert await bucket.head("gone") == again
+            await bucket.put("kept", b"2")
+            assert [entry.expires async for entry in bucket.list()] == [None, None, None]
+
+    @pytest.mark.parametrize("expires", ["soon", 0, -1, True])
+    async def test_refuses_an_expiry_that_is_none(self, make: Make, expires: Any) -> None:
+        async with make() as bucket:
+            with pytest.raises(InvalidInput, match=r"^expires: .*; for example"):
+                await bucket.put("key", b"1", expires=expires)
+            assert await bucket.head("key") is None
 
     async def test_every_call_is_one_span_and_one_point(self, make: Make) -> None:
         with Recorder() as recorder:

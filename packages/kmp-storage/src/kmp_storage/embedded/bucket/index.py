@@ -14,7 +14,7 @@ from kmp_storage.embedded.bucket.blobs import Upload
 from kmp_storage.keys import after_prefix
 from kmp_storage.values import BucketEntry
 
-__all__ = ["MIGRATIONS", "Condition", "commit", "delete", "find", "forget", "garbage", "names", "page"]
+__all__ = ["MIGRATIONS", "Condition", "commit", "delete", "expire", "find", "forget", "garbage", "names", "page"]
 
 MIGRATIONS = (
     """
@@ -29,10 +29,16 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE garbage (content TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE object ADD COLUMN expires INTEGER;
+    CREATE INDEX object_expires ON object (expires) WHERE expires IS NOT NULL;
+    """,
 )
 
-_COLUMNS = "key, size, content, modified, content_type, checksum, metadata"
-_FIND = f"SELECT {_COLUMNS} FROM object WHERE key = ?"  # noqa: S608 - constants
+_COLUMNS = "key, size, content, modified, content_type, checksum, metadata, expires"
+_LIVES = "(expires IS NULL OR expires > ?)"
+_FIND = f"SELECT {_COLUMNS} FROM object WHERE key = ? AND {_LIVES}"  # noqa: S608 - constants
+_EXPIRED_AT_ONCE = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -56,7 +62,7 @@ class Condition:
 
 def find(connection: sqlite3.Connection, key: str) -> BucketEntry | None:
     """The object's entry, or None; its `etag` is the name of its content."""
-    row = connection.execute(_FIND, (key.encode(),)).fetchone()
+    row = connection.execute(_FIND, (key.encode(), _microseconds(datetime.now(UTC)))).fetchone()
     return None if row is None else _entry(row)
 
 
@@ -65,40 +71,53 @@ def page(connection: sqlite3.Connection, prefix: str, after: str | None, count: 
     start = prefix.encode()
     low, compare = (start, ">=") if after is None else (after.encode(), ">")
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM object WHERE key {compare} ? AND key < ? ORDER BY key LIMIT ?",  # noqa: S608 - constants
-        (low, after_prefix(start), count),
+        f"SELECT {_COLUMNS} FROM object WHERE key {compare} ? AND key < ? AND {_LIVES} ORDER BY key LIMIT ?",  # noqa: S608
+        (low, after_prefix(start), _microseconds(datetime.now(UTC)), count),
     )
     return [_entry(row) for row in rows]
 
 
 def commit(connection: sqlite3.Connection, entry: BucketEntry, upload: Upload, condition: Condition) -> str | None:
     """Name a sealed content by its key, and return the name of the content that it replaces."""
-    current = condition.check(connection, entry.key)
+    condition.check(connection, entry.key)
     if not upload.intact():
         raise Unavailable("the content was swept away before it was complete; put it again", backend="file")
+    replaced = _content(connection, entry.key)
     connection.execute(
-        "INSERT INTO object (key, content, size, checksum, modified, content_type, metadata) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET content = excluded.content, "
-        "size = excluded.size, checksum = excluded.checksum, modified = excluded.modified, "
-        "content_type = excluded.content_type, metadata = excluded.metadata",
+        f"INSERT OR REPLACE INTO object ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
         (
             entry.key.encode(),
-            entry.etag,
             entry.size,
-            entry.checksum,
-            (entry.modified - _EPOCH) // timedelta(microseconds=1),
+            entry.etag,
+            _microseconds(entry.modified),
             entry.content_type,
+            entry.checksum,
             json.dumps(dict(entry.metadata)),
+            None if entry.expires is None else _microseconds(entry.expires),
         ),
     )
-    return _discard(connection, current)
+    _discard(connection, replaced)
+    return replaced
 
 
-def delete(connection: sqlite3.Connection, key: str) -> str | None:
-    """Forget the object, and return the name of its content; None where there was none."""
-    current = find(connection, key)
+def delete(connection: sqlite3.Connection, key: str) -> bool:
+    """Forget the object; False where there was none."""
+    there = find(connection, key) is not None
+    _discard(connection, _content(connection, key))
     connection.execute("DELETE FROM object WHERE key = ?", (key.encode(),))
-    return _discard(connection, current)
+    return there
+
+
+def expire(connection: sqlite3.Connection) -> bool:
+    """Forget objects whose time is over, but not many at once; True where there were any."""
+    over = connection.execute(
+        "SELECT key, content FROM object WHERE expires <= ? LIMIT ?",
+        (_microseconds(datetime.now(UTC)), _EXPIRED_AT_ONCE),
+    ).fetchall()
+    for key, content in over:
+        _discard(connection, content)
+        connection.execute("DELETE FROM object WHERE key = ?", (key,))
+    return bool(over)
 
 
 def names(connection: sqlite3.Connection, content: str) -> bool:
@@ -116,16 +135,24 @@ def forget(connection: sqlite3.Connection, contents: Iterable[str]) -> None:
     connection.executemany("DELETE FROM garbage WHERE content = ?", [(name,) for name in contents])
 
 
-def _discard(connection: sqlite3.Connection, old: BucketEntry | None) -> str | None:
-    if old is None:
-        return None
+def _content(connection: sqlite3.Connection, key: str) -> str | None:
+    """The name of the content under a key, also where its time is over."""
+    row = connection.execute("SELECT content FROM object WHERE key = ?", (key.encode(),)).fetchone()
+    return None if row is None else row[0]
+
+
+def _discard(connection: sqlite3.Connection, content: str | None) -> None:
     # Remembered in the same transaction, so that a process killed before it removes the content leaves no orphan.
-    connection.execute("INSERT INTO garbage VALUES (?)", (old.etag,))
-    return old.etag
+    if content is not None:
+        connection.execute("INSERT INTO garbage VALUES (?)", (content,))
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def _entry(row: tuple[Any, ...]) -> BucketEntry:
-    key, size, content, modified, content_type, checksum, metadata = row
+    key, size, content, modified, content_type, checksum, metadata, expires = row
     return BucketEntry(
         key=key.decode(),
         size=size,
@@ -134,4 +161,5 @@ def _entry(row: tuple[Any, ...]) -> BucketEntry:
         content_type=content_type,
         checksum=checksum,
         metadata=json.loads(metadata),
+        expires=None if expires is None else _EPOCH + timedelta(microseconds=expires),
     )

@@ -26,7 +26,7 @@ from kmp_storage.embedded.bucket.memory import MemoryBlobs
 from kmp_storage.embedded.bucket.settings import BucketSettings
 from kmp_storage.embedded.bucket.threads import Threads
 from kmp_storage.embedded.bucket.writes import Description, Writes
-from kmp_storage.keys import check_content_type, check_key, check_metadata, check_prefix
+from kmp_storage.keys import check_content_type, check_expires, check_key, check_metadata, check_prefix
 from kmp_storage.protocols import Bucket
 from kmp_storage.values import BucketEntry
 
@@ -46,7 +46,7 @@ class FileBucket(Provider, Bucket):
     out of the directory, and `a` and `a/b` stand side by side. To look at an object with another program, get it.
     """
 
-    abilities = frozenset({"durable", "shared"})
+    abilities = frozenset({"durable", "expiry", "shared"})
     embedded = True
 
     def __init__(
@@ -97,6 +97,7 @@ class FileBucket(Provider, Bucket):
         metadata: Mapping[str, str] | None = None,
         if_absent: bool = False,
         if_match: str | None = None,
+        expires: Timeout = None,
         timeout: Timeout = None,
     ) -> BucketEntry:
         self.ensure_open()
@@ -104,7 +105,8 @@ class FileBucket(Provider, Bucket):
         check_content_type(content_type)
         if if_absent and if_match is not None:
             raise InvalidInput("if_match", "contradicts if_absent", example="if_match=entry.etag", key=key)
-        description = Description(key, content_type, check_metadata(metadata), Condition(if_absent, if_match))
+        condition, span = Condition(if_absent, if_match), check_expires(expires, key)
+        description = Description(key, content_type, check_metadata(metadata), condition, span)
         seconds = within(timeout, self.settings.timeout)
         with self._telemetry.call("put"):
             chunks = chunks_of(content, key)
@@ -149,11 +151,11 @@ class FileBucket(Provider, Bucket):
         seconds = within(timeout, self.settings.timeout)
         with self._telemetry.call("delete"):
             try:
-                content = await self._writes.change(partial(index.delete, key=key), seconds)
+                there = await self._writes.change(partial(index.delete, key=key), seconds)
             finally:
                 # Also after a failure: the delete may have been committed in the very moment of a cancellation.
                 await self._threads.regardless(self._writes.collect())
-        return content is not None
+        return there
 
     async def copy(self, source: str, target: str, *, timeout: Timeout = None) -> BucketEntry:
         self.ensure_open()

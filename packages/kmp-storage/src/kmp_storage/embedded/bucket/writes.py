@@ -10,7 +10,7 @@ import hashlib
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -37,6 +37,12 @@ class Description:
     content_type: str | None
     metadata: Mapping[str, str]
     condition: Condition
+    expires: timedelta | None = None
+
+    def entry(self, size: int, etag: str, checksum: str) -> BucketEntry:
+        now = datetime.now(UTC)
+        expires = None if self.expires is None else now + self.expires
+        return BucketEntry(self.key, size, etag, now, self.content_type, checksum, self.metadata, expires)
 
 
 class Writes:
@@ -59,9 +65,7 @@ class Writes:
             try:
                 size, checksum = await self._receive(description.key, upload, chunks, seconds)
                 await bounded(self._threads.run(upload.seal), seconds, what="syncing the content", backend="file")
-                entry = BucketEntry(
-                    key, size, upload.name, datetime.now(UTC), description.content_type, checksum, description.metadata
-                )
+                entry = description.entry(size, upload.name, checksum)
                 replaced = await self.change(
                     partial(index.commit, entry=entry, upload=upload, condition=condition), seconds
                 )
@@ -94,15 +98,18 @@ class Writes:
                 await self._threads.run(store, chunk)
 
     async def change(self, work: Callable[[sqlite3.Connection], T], seconds: float | None) -> T:
-        """One transaction, which also forgets the contents that were removed since the last one."""
+        """One transaction, which also forgets what expired, and the contents that were removed since the last one."""
         removed = tuple(self._removed)
 
-        def change(connection: sqlite3.Connection) -> T:
+        def change(connection: sqlite3.Connection) -> tuple[T, bool]:
             index.forget(connection, removed)
-            return work(connection)
+            result = work(connection)
+            return result, index.expire(connection)
 
-        result = await self._database.write(change, timeout=seconds)
+        result, expired = await self._database.write(change, timeout=seconds)
         self._removed.difference_update(removed)
+        if expired:
+            await self._threads.regardless(self.collect())
         return result
 
     async def _clean_up(self, upload: Upload) -> None:
@@ -133,6 +140,8 @@ class Writes:
 
     async def sweep(self) -> None:
         """Remove what nothing names; a content that a living process still writes is locked, and left alone."""
+        while await self._database.write(index.expire):
+            continue
         await self.collect()
         uploads = self._blobs.abandoned()
 
