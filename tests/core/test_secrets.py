@@ -15,9 +15,10 @@ import pytest
 from pydantic import BaseModel
 
 from kmp_core.errors import ConfigurationError, InvalidInput, NotFound, PermissionDenied, Unavailable
-from kmp_core.secrets import Secret
+from kmp_core.secrets import Secret, embedded
 from kmp_core.secrets.embedded import EnvironmentSecrets, MountedSecrets, SecretsSettings
 from kmp_core.secrets.testing import SecretStoreContract
+from kmp_core.settings.files import read_small_file
 from kmp_core.testing import ManualClock
 
 QUICK = SecretsSettings.load(poll_interval="10ms", settle_time=0)
@@ -205,6 +206,28 @@ async def test_a_link_out_of_the_directory_is_refused(tmp_path, target):
     (tmp_path / "outside").write_text("not yours")
     (mount / "password").symlink_to(tmp_path / target if target == "outside" else target)
     async with MountedSecrets(f"file://{mount}", settings=QUICK) as store:
+        with pytest.raises(PermissionDenied, match="leads out of"):
+            await store.get("password")
+
+
+async def test_a_file_that_turns_into_a_link_after_it_was_looked_at_is_not_followed(tmp_path, monkeypatch):
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    (tmp_path / "outside").write_text("not yours")
+    (mount / "password").write_text("yours")
+
+    def swapped(path, **flags):
+        # What whoever may write to the directory does between the look at where a name leads, and the reading.
+        path.unlink()
+        path.symlink_to(tmp_path / "outside")
+        return read_small_file(path, **flags)
+
+    async with MountedSecrets(f"file://{mount}", settings=QUICK) as store:
+        assert (await store.get("password")).reveal() == "yours"
+        monkeypatch.setattr(embedded, "read_small_file", swapped)
+        with pytest.raises(Unavailable, match="password cannot be read"):
+            await store.get("password")
+        monkeypatch.undo()
         with pytest.raises(PermissionDenied, match="leads out of"):
             await store.get("password")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import traceback
-from datetime import timedelta
+from datetime import date, timedelta
 from enum import Enum
+from pathlib import Path
 from typing import Literal, Self
 
 import pytest
@@ -16,7 +18,7 @@ from kmp_core.deadlines import Duration
 from kmp_core.errors import ConfigurationError, Fault, InvalidInput
 from kmp_core.service.settings import ServiceSettings
 from kmp_core.settings import Settings, load_all
-from kmp_core.settings.catalogue import installed_classes
+from kmp_core.settings.catalogue import SourceSettings, installed_classes
 from kmp_core.settings.sources import Sources
 from kmp_core.settings.url import ConnectionUrl, redact_url
 
@@ -222,6 +224,94 @@ def test_an_example_is_accepted(monkeypatch):
     PoolSettings.load()
 
 
+class EverySettings(Settings, prefix="acme.every"):
+    """One field of each kind."""
+
+    count: int = Field(5, ge=1, le=9)
+    ratio: float = Field(0.5, gt=0, lt=1)
+    switch: bool = False
+    size: ByteSize = Field(ByteSize(4096), ge=1024)
+    wait: Duration = Field(timedelta(seconds=5), gt=timedelta(0))
+    names: tuple[str, ...] = Field((), max_length=2, examples=["a,b"])
+    limits: dict[str, int] = Field(default_factory=dict, examples=['{"a": 1}'])
+    mode: Literal["fast", "safe"] = "safe"
+    color: Color = Color.RED
+    place: Path = Path()
+    code: str = Field("ab", pattern="^[a-z]+$", max_length=3)
+    day: date = Field(date(2013, 1, 1), examples=["2013-01-01"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem", "example"),
+    [
+        ("count", "five", "must be a whole number", "5"),
+        ("count", "1.5", "must be a whole number", "5"),
+        ("count", [1], "must be a whole number", "5"),
+        ("count", "9" * 5000, "must be a whole number, and not as large", "5"),
+        ("count", "10", "must be from 1 to 9", "5"),
+        ("ratio", "half", "must be a number", "0.5"),
+        ("ratio", "nan", "must be more than 0 and less than 1", "0.5"),
+        ("ratio", "1e400", "must be more than 0 and less than 1", "0.5"),
+        ("switch", "perhaps", "must be true or false", "true"),
+        ("switch", 2.5, "must be true or false", "true"),
+        ("size", "lots", "must be a size in bytes, or with a unit such as KiB, MB or GiB", "4KiB"),
+        ("size", "7hunter2", "must be a size in bytes, or with a unit such as KiB, MB or GiB", "4KiB"),
+        ("size", "1", "must be from 1KiB", "4KiB"),
+        ("wait", "5 parsecs", "is not a duration", "5s"),
+        ("wait", "0s", "must be more than 0s", "5s"),
+        ("names", 7, "must be a list, `a,b` or JSON", "a,b"),
+        ("names", "a,b,c", "must have at most 2 entries", "a,b"),
+        ("names", '["a", 7]', "entry 2 must be text", "a,b"),
+        ("limits", "[1]", "must be a table, or an object in JSON", '{"a": 1}'),
+        ("limits", '{"a": "hunter2"}', "must be a whole number", '{"a": 1}'),
+        ("mode", "hunter2", "must be 'fast' or 'safe'", "fast"),
+        ("color", "hunter2", "must be 'red'", "red"),
+        ("place", 7, "must be a path", "/var/lib/kmp"),
+        ("code", 7, "must be text", "ab"),
+        ("code", "A1", "must match ^[a-z]+$", "ab"),
+        ("code", "abcd", "must have at most 3 characters", "ab"),
+        ("day", "hunter2", "is not accepted (date_from_datetime_parsing)", "2013-01-01"),
+    ],
+)
+def test_each_fault_is_told_in_our_words_with_an_example(monkeypatch, tmp_path, name, value, problem, example):
+    if isinstance(value, str):
+        monkeypatch.setenv(f"KMP_ACME_EVERY_{name.upper()}", value)
+    else:
+        (tmp_path / "kmp.toml").write_text(f"[settings.acme.every]\n{name} = {value}\n")
+    fault = faults_of(EverySettings.load)[f"KMP_ACME_EVERY_{name.upper()}"]
+    assert (fault.problem, fault.example) == (problem, example)
+
+
+TELLING = [one for one in installed_classes() if one is not SourceSettings]  # the places of sources: see below
+
+
+@pytest.mark.parametrize("settings_class", TELLING, ids=lambda one: one.__name__)
+def test_no_installed_setting_speaks_pydantic_and_each_example_is_accepted(settings_class):
+    foreign = re.compile(r"[Ii]nput|valid|should|unable|hunter|parse|\(|greater|equal")
+    texts = ["\x7f", "-1", "1.5", "9" * 40, "nan", "5hunter2", "a b", "x" * 200]
+    for name, field in settings_class.model_fields.items():
+        variable = settings_class.key(name).variable
+        examples = set()
+        for text in texts:
+            for fault in _faults(settings_class, variable, text):
+                assert not foreign.search(fault.problem), fault
+                assert fault.source == "environment"
+                examples.add(fault.example)
+        for example in examples:
+            assert example is not None, variable
+            if field.annotation not in (Path, Path | None):  # which may have to be there
+                assert not _faults(settings_class, variable, example), example
+
+
+def _faults(settings_class, variable, text):
+    with Sources.read({variable: text}, directory=Path("/")).used():
+        try:
+            settings_class.load()
+        except ConfigurationError as error:
+            return [fault for fault in error.faults if fault.field == variable]
+    return []
+
+
 def test_a_missing_sibling_does_not_show_a_secret(monkeypatch):
     monkeypatch.setenv("KMP_ACME_LOGIN_PASSWORD", "hunter2hunter2")
     monkeypatch.setenv("KMP_ACME_LOGIN_API_TOKEN", "s3cr3t")
@@ -300,6 +390,7 @@ def test_sources_in_use_hide_the_real_environment(monkeypatch):
         ("KMP_CORE_SECRTS_POLL_INTERVAL", "KMP_CORE_SECRETS_POLL_INTERVAL"),
         ("KMP_CORE_SECRETS_ULR", "KMP_CORE_SECRETS_URL"),
         ("KMP_CORE_SECRET_URL", "KMP_CORE_SECRETS_URL"),
+        ("KMP_CORE_SECRETS", "KMP_CORE_SECRETS_URL"),
     ],
 )
 def test_a_misspelt_variable_names_the_one_that_was_meant(monkeypatch, variable, meant):
@@ -362,6 +453,32 @@ def test_a_misspelt_key_of_the_manifest_is_noticed(tmp_path, toml, field):
     fault = faults_of(ServiceSettings.load)[field]
     assert "did you mean [" in fault.problem
     assert fault.source == str(tmp_path / "kmp.toml")
+
+
+@pytest.mark.parametrize(
+    ("toml", "field", "example"),
+    [
+        ("[settings.acme]\npool = 3\n", "[settings.acme] pool", "[settings.acme.pool]"),
+        ("[settings]\nacme = 'hunter2'\n", "[settings] acme", "[settings.acme.pool]"),
+        ("[[settings.acme.pool]]\npool_size = 3\n", "[settings.acme] pool", "[settings.acme.pool]"),
+        ("[env.dev.settings.acme]\npool = 3\n", "[env.dev.settings.acme] pool", "[env.dev.settings.acme.pool]"),
+    ],
+)
+def test_a_value_where_a_table_is_expected_is_a_fault_of_the_class_below_it(tmp_path, toml, field, example):
+    file = tmp_path / "kmp.toml"
+    file.write_text(toml)
+    assert faults_of(PoolSettings.load) == {field: Fault(field, "must be a table", example, str(file))}
+
+
+@pytest.mark.parametrize("value", ["3", "'sqlite:'", "true", "[]", "[[1]]"])
+@pytest.mark.parametrize(
+    ("table", "name"), [("settings.core", "secrets"), ("settings", "core"), ("settings", "storage")]
+)
+def test_a_service_does_not_start_where_a_value_takes_the_place_of_a_table(tmp_path, table, name, value):
+    (tmp_path / "kmp.toml").write_text(f"[{table}]\n{name} = {value}\n")
+    fault = faults_of(ServiceSettings.load)[f"[{table}] {name}"]
+    assert fault.problem == "must be a table"
+    assert str(fault.example).startswith(f"[{table}.{name}")
 
 
 def test_unknown_tables_of_the_manifest_belong_to_others(tmp_path):

@@ -114,11 +114,40 @@ def test_wrong_settings_are_told_on_standard_error_without_their_values(run, plu
     assert result.returncode == 1
     assert "KMP_PROJECT: contains U+0456 (CYRILLIC SMALL LETTER BYELORUSSIAN-UKRAINIAN I)" in result.stderr
     assert "KMP_OPEN_TIMEOUT: is not a duration (from environment); for example 30s" in result.stderr
-    assert "KMP_ACME_VAULT_PORT: must be a valid integer" in result.stderr
+    assert "KMP_ACME_VAULT_PORT: must be a whole number" in result.stderr
     assert "KMP_ACME_VAULT_TOKEN: is missing" in result.stderr
     assert "KMP_ACME_VAULT_TOKNE: is no setting; did you mean KMP_ACME_VAULT_TOKEN?" in result.stderr
     assert "KMP_STORAGE_CACHE_URL: must begin with a scheme" in result.stderr
     assert "(wrong)" in result.stdout
+
+
+def test_an_unknown_scheme_and_a_plugin_that_cannot_be_used_are_told(run, plugin):
+    site = Path(plugin["PYTHONPATH"])
+    entries = site / "acme_vault-1.0.dist-info" / "entry_points.txt"
+    entries.write_text("[kmp.storage.bucket]\nvault = acme_vault:Missing\n")
+    result = run(
+        "settings",
+        **plugin,
+        KMP_PROJECT="acme",
+        KMP_STORAGE_CACHE_URL="memroy:",
+        KMP_STORAGE_BUCKET_URL="vault:x",
+        KMP_MESSAGING_BUS_URL=f"oracle:u:{SECRET}@x",
+        KMP_STORAGE_GRAPH_URL="sqlite:",
+    )
+    assert result.returncode == 1
+    told = [line for line in result.stderr.splitlines() if line.startswith("  - ")]
+    assert len(told) == 3, result.stderr
+    assert "KMP_STORAGE_CACHE_URL: no installed provider answers to the scheme 'memroy'" in result.stderr
+    assert "did you mean 'memory'? For example sqlite:" in result.stderr
+    assert "KMP_MESSAGING_BUS_URL: no installed provider answers to the scheme 'oracle'" in result.stderr
+    assert "plugin 'vault' (acme_vault:Missing) of distribution acme-vault 1.0: failed to load" in result.stderr
+
+
+def test_a_value_in_the_place_of_a_table_is_told_once(run, tmp_path):
+    (tmp_path / "kmp.toml").write_text("[settings]\nstorage = 3\n")
+    result = run("settings")
+    assert result.returncode == 1
+    assert result.stderr.count("[settings] storage: must be a table") == 1
 
 
 @pytest.mark.parametrize(

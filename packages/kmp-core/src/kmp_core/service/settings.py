@@ -82,8 +82,15 @@ class Configuration:
         """All that is wrong with the URLs of the capabilities that the program knows by now."""
         return list(dict.fromkeys(fault for spec in declared() for fault in self._url(spec)[1]))
 
+    def unanswered(self) -> list[Fault]:
+        """The URLs that are set and that no installed provider answers to, or none that can be used."""
+        return [fault for spec in declared() if self._is_set(spec) for fault in _unanswered(spec, self._url(spec)[0])]
+
+    def _is_set(self, spec: CapabilitySpec) -> bool:
+        return self.sources.find(_url_key(spec)) is not None and not self._url(spec)[1]
+
     def _url(self, spec: CapabilitySpec) -> tuple[str, list[Fault]]:
-        key = Key(tuple(spec.name.split(".")), "url")
+        key = _url_key(spec)
         found = self.sources.find(key)
         if found is None:
             return spec.default, []
@@ -98,6 +105,10 @@ class Configuration:
             missing = Fault("KMP_PROJECT", f"must be set, since {key.variable} names a server", "skyline")
             return "", [missing, *_unanswered(spec, url.reveal())]
         return url.reveal(), []
+
+
+def _url_key(spec: CapabilitySpec) -> Key:
+    return Key(tuple(spec.name.split(".")), "url")
 
 
 def _unanswered(spec: CapabilitySpec, url: str) -> tuple[Fault, ...]:

@@ -112,7 +112,9 @@ def misspelt(sources: Sources, settings_class: type[Settings]) -> list[Fault]:
     if not whole:
         prefix = settings_class.key("").variable
         variables = {name for name in variables if _resembling(name.upper(), own, prefix)}
-        entries = [(key, table) for key, table in entries if _resembling(key.variable, own, prefix)]
+        entries = [
+            (key, table) for key, table in entries if _resembling(key.variable, own, prefix) or _tables_below(key, own)
+        ]
     unknown = sorted(name for name in variables if not _SECRET.match(name) and not _explained(name))
     strange = [(key, table) for key, table in entries if not _explained(key.variable)]
     if not unknown and not strange:
@@ -130,10 +132,19 @@ def _variable_faults(unknown: Iterable[str], sources: Sources, known: list[Key])
 
 def _table_faults(strange: Iterable[tuple[Key, Table]], known: list[Key]) -> Iterator[Fault]:
     for key, table in strange:
+        name = key.within(table.name)
+        if below := _tables_below(key, known):
+            yield Fault(name, "must be a table", f"[{'.'.join((table.name, *below))}]", str(table.file))
+            continue
         meant = _closest(key.variable, known)
         if meant is not None:
-            name = key.within(table.name)
             yield Fault(name, f"is no setting; did you mean {meant.within(table.name)}?", source=str(table.file))
+
+
+def _tables_below(key: Key, known: Iterable[Key]) -> tuple[str, ...]:
+    """The path of the first class, if any, whose settings stand in the table of this name or in one below it."""
+    path = (*key.path, key.name)
+    return min((one.path for one in known if one.path[: len(path)] == path), default=())
 
 
 def _explained(variable: str) -> bool:
@@ -154,6 +165,8 @@ def _closest(variable: str, known: Iterable[Key]) -> Key | None:
     by_variable = {key.variable: key for key in known}
     if variable in by_variable:  # written in other letter case, or below another table
         return by_variable[variable]
+    if f"{variable}_URL" in by_variable:
+        return by_variable[f"{variable}_URL"]
     prefixes = sorted({key.variable.removesuffix(key.name.upper()) for key in by_variable.values()}, key=len)
     for prefix in reversed(prefixes):
         inside = [key for key in by_variable.values() if key.variable.removesuffix(key.name.upper()) == prefix]

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from kmp_core.errors import Fault
 from kmp_core.settings.sources import Sources
 from kmp_core.settings.url import ConnectionUrl
+from kmp_core.settings.wording import bounds, is_written_by_hand, shown, words
 
 if TYPE_CHECKING:
     from kmp_core.settings import Settings
@@ -27,6 +28,7 @@ __all__ = ["example_of", "is_secret", "validation_faults"]
 
 _SECRET_WORDS = frozenset(("password", "passphrase", "secret", "token", "credential", "credentials", "dsn"))
 _SHORTEST_SECRET = 3
+_ANY = "any text"
 _EXAMPLES: tuple[tuple[type, str], ...] = (
     (bool, "true"),
     (ByteSize, "64MiB"),
@@ -35,6 +37,9 @@ _EXAMPLES: tuple[tuple[type, str], ...] = (
     (timedelta, "30s"),
     (Path, "/var/lib/kmp"),
     (ConnectionUrl, "sqlite:"),
+    (SecretStr, _ANY),
+    (SecretBytes, _ANY),
+    (str, _ANY),
 )
 
 
@@ -43,7 +48,7 @@ def validation_faults(
 ) -> list[Fault]:
     """One fault for each thing that pydantic found wrong."""
     secrets = tuple(_secret_texts(settings_class, sources, arguments))
-    details = error.errors(include_url=False, include_input=False, include_context=False)
+    details = error.errors(include_url=False, include_input=False)
     return list(dict.fromkeys(_fault(settings_class, one, sources, arguments, secrets) for one in details))
 
 
@@ -58,27 +63,22 @@ def _fault(
     field = settings_class.model_fields.get(name) if name else None
     if name is None:
         prefix = settings_class.key("").variable
-        return Fault(f"{prefix}*", _problem(detail, secrets, quotable=True))
+        return Fault(f"{prefix}*", _problem(detail, None, secrets, quotable=True))
     if field is None:
         return Fault(name, f"is no setting of {settings_class.__name__}{_meant(name, settings_class.model_fields)}")
     key = settings_class.key(name)
     found = sources.find(key)
     source = "argument" if name in arguments else found.source if found is not None else None
-    problem = (
-        "is missing" if detail["type"] == "missing" else _problem(detail, secrets, quotable=not is_secret(name, field))
-    )
+    problem = _problem(detail, field, secrets, quotable=not is_secret(name, field))
     return Fault(key.variable, problem, example_of(field), source)
 
 
-def _problem(detail: ErrorDetails, secrets: tuple[str, ...], *, quotable: bool) -> str:
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+def _problem(detail: ErrorDetails, field: FieldInfo | None, secrets: tuple[str, ...], *, quotable: bool) -> str:
+    message = words(detail, field)
     # A custom validator of a secret field may quote a part of the secret, which no comparison would find.
-    if any(secret in message for secret in secrets) or (not quotable and detail["type"] in _WRITTEN_BY_HAND):
+    if any(secret in message for secret in secrets) or (not quotable and is_written_by_hand(detail)):
         return "is not accepted"
-    return message.partition("; for example ")[0].replace("Input should", "must", 1)
-
-
-_WRITTEN_BY_HAND = ("value_error", "assertion_error")
+    return message
 
 
 def _secret_texts(settings_class: type[Settings], sources: Sources, arguments: Mapping[str, Any]) -> Iterable[str]:
@@ -124,19 +124,29 @@ def _mentions(annotation: Any, types: tuple[type, ...]) -> bool:
 
 
 def example_of(field: FieldInfo) -> str | None:
-    """A value that the field accepts: the one it declares (`Field(examples=…)`), else its default, else by type."""
+    """A value that the field accepts: the one it declares (`Field(examples=…)`), or one of its type.
+
+    Where that may lie out of bounds, and for a text, its default.
+    """
     if field.examples:
         return str(field.examples[0])
-    annotation = next((a for a in (get_args(field.annotation) or (field.annotation,)) if a is not type(None)), None)
     if get_origin(field.annotation) is Literal:
         return str(get_args(field.annotation)[0])
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
+    annotation = next((a for a in (get_args(field.annotation) or (field.annotation,)) if a is not type(None)), None)
+    if not isinstance(annotation, type):
+        return None
+    if issubclass(annotation, Enum):
         return str(next(iter(annotation)).value)
     if isinstance(own := getattr(annotation, "example", None), str):
         return own
-    return next(
-        (text for kind, text in _EXAMPLES if isinstance(annotation, type) and issubclass(annotation, kind)), None
-    )
+    return _default(annotation, field) or next((text for kind, text in _EXAMPLES if issubclass(annotation, kind)), None)
+
+
+def _default(annotation: type, field: FieldInfo) -> str | None:
+    default: Any = field.default
+    if bounds(field) and isinstance(default, int | float | timedelta):
+        return shown(ByteSize(default) if annotation is ByteSize else default, secret=False)  # type: ignore[arg-type]
+    return default if annotation is str and isinstance(default, str) else None
 
 
 def _meant(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,7 +13,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from kmp_core.capability import declared
-from kmp_core.deadlines import Duration
 from kmp_core.errors import ConfigurationError, Fault
 from kmp_core.project import Environment, Project, ServiceName
 from kmp_core.service.settings import Configuration, ServiceSettings, undecided
@@ -22,16 +20,14 @@ from kmp_core.settings import Settings
 from kmp_core.settings.catalogue import broken_plugins, capabilities, import_capabilities, installed_classes
 from kmp_core.settings.faults import example_of, is_secret
 from kmp_core.settings.sources import Key, Sources
-from kmp_core.settings.url import ConnectionUrl, redact_url
+from kmp_core.settings.url import ConnectionUrl
+from kmp_core.settings.wording import NOT_SET, bounds, shown
 
 __all__ = ["Report", "Row", "Section", "report"]
 
-MASK = "**********"
 WRONG = "(wrong)"
-NOT_SET = "(not set)"
 
 _URL = "Where the capability's backend is; the scheme selects the provider. May hold credentials."
-_DURATION = TypeAdapter(Duration)
 _CONNECTION_URL = TypeAdapter(ConnectionUrl)
 _TYPES: tuple[tuple[type, str], ...] = (
     (bool, "true or false"),
@@ -106,8 +102,10 @@ def report(sources: Sources) -> Report:
         faults += _url_faults(sources)
     sections.append(Section("", "Capabilities", tuple(_url_rows(sources))))
     manifest = None if sources.manifest is None else sources.manifest.path
-    unique = tuple(dict.fromkeys((*faults, *broken_plugins())))
-    return Report(tuple(sections), unique, sources.environment, manifest)
+    unique: dict[tuple[str, str], Fault] = {}
+    for fault in (*faults, *broken_plugins()):  # several classes may tell the same, each with an example of its own
+        unique.setdefault((fault.field, fault.problem), fault)
+    return Report(tuple(sections), tuple(unique.values()), sources.environment, manifest)
 
 
 def _section(settings_class: type[Settings], sources: Sources) -> tuple[Section, tuple[Fault, ...]]:
@@ -133,14 +131,14 @@ def _row(key: Key, field: FieldInfo, settings: Settings | None, *, sources: Sour
     if key.variable in wrong:
         value = WRONG
     elif settings is not None:
-        value = _shown(getattr(settings, key.name), secret=secret)
+        value = shown(getattr(settings, key.name), secret=secret)
     else:
-        value = _shown(default if found is None else found.value, secret=secret)
+        value = shown(default if found is None else found.value, secret=secret)
     return Row(
         variable=key.variable,
         key=".".join((*key.path, key.name)),
         type=_type_of(field),
-        default="(required)" if default is PydanticUndefined else _shown(default, secret=secret),
+        default="(required)" if default is PydanticUndefined else shown(default, secret=secret),
         value=value,
         source="default" if found is None else found.source,
         description=" ".join((field.description or "").split()),
@@ -154,7 +152,9 @@ def _url_faults(sources: Sources) -> list[Fault]:
         settings = ServiceSettings.load()
     except ConfigurationError:
         settings = undecided(sources)  # its own faults are told already
-    return Configuration(settings, sources).faults()
+    configuration = Configuration(settings, sources)
+    # A service asks for some of the capabilities, and is told when it does; whoever looks wants to know of all.
+    return [*configuration.faults(), *configuration.unanswered()]
 
 
 def _url_rows(sources: Sources) -> Iterator[Row]:
@@ -175,36 +175,6 @@ def _url(value: Any) -> str:
         return WRONG
 
 
-def _shown(value: Any, *, secret: bool) -> str:
-    if value is None or value is PydanticUndefined:
-        return NOT_SET
-    if isinstance(value, ConnectionUrl):
-        return str(value)
-    if secret or isinstance(value, SecretStr | SecretBytes):
-        return MASK
-    if isinstance(value, list | tuple | set | frozenset):
-        return ",".join(_shown(item, secret=False) for item in value)
-    return _plain(value.value if isinstance(value, Enum) else value)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, timedelta):
-        return str(_DURATION.dump_python(value, mode="json"))
-    if isinstance(value, ByteSize):
-        return _bytes(value)
-    text = str(value)
-    return redact_url(text) if "://" in text or "@" in text else text
-
-
-def _bytes(size: int) -> str:
-    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size and size % (1 << shift) == 0:
-            return f"{size >> shift}{unit}"
-    return f"{size}B"
-
-
 def _type_of(field: FieldInfo) -> str:
     kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if kind is not type(None)]
     if get_origin(field.annotation) is Literal:
@@ -214,21 +184,5 @@ def _type_of(field: FieldInfo) -> str:
         return "list, `a,b` or JSON"
     kind = kinds[0]
     name = next((text for known, text in _TYPES if isinstance(kind, type) and issubclass(kind, known)), "JSON")
-    return name + _bounds(field)
-
-
-_BOUNDS = (("ge", "from"), ("gt", "more than"), ("le", "to"), ("lt", "less than"))
-
-
-def _bounds(field: FieldInfo) -> str:
-    limits = [
-        f"{word} {_shown(ByteSize(limit) if _holds(field, ByteSize) else limit, secret=False)}"
-        for attribute, word in _BOUNDS
-        for constraint in field.metadata
-        if (limit := getattr(constraint, attribute, None)) is not None
-    ]
-    return f", {' '.join(limits)}" if limits else ""
-
-
-def _holds(field: FieldInfo, kind: type) -> bool:
-    return isinstance(field.annotation, type) and issubclass(field.annotation, kind)
+    limits = bounds(field)
+    return f"{name}, {limits}" if limits else name
