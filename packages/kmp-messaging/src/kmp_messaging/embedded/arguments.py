@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any
@@ -9,9 +11,10 @@ from typing import Any
 from kmp_core.errors import InvalidInput
 from kmp_messaging.models import Event
 
-__all__ = ["between", "chunks", "group_name", "topic_of", "topic_of_event"]
+__all__ = ["between", "chunks", "coroutine_function", "group_name", "topic_of", "topic_of_event"]
 
 _CHUNK = 500
+_HANDLER = "async def record(event: Departed) -> None: ..."
 _GROUP = re.compile(r"[A-Za-z0-9._-]{1,100}", re.ASCII)
 
 
@@ -21,6 +24,22 @@ def group_name(name: object) -> str:
         problem = "must have 1 to 100 of A-Z, a-z, 0-9, '.', '_' and '-'"
         raise InvalidInput("group", problem, example='group="delays"')
     return name
+
+
+def coroutine_function(handler: object) -> None:
+    """Refuse what would do its work while it is called, and hold up every other handler of the process.
+
+    A function, a method, a `functools.partial`, an object with such a `__call__`, and what `functools.wraps` says of a
+    decorated one.
+    """
+    if not callable(handler):
+        raise InvalidInput("handler", f"is not a function but {type(handler).__name__}", example=_HANDLER)
+    function = inspect.unwrap(handler)
+    while isinstance(function, functools.partial):
+        function = inspect.unwrap(function.func)
+    if not (inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)):
+        name = getattr(function, "__name__", type(function).__name__)
+        raise InvalidInput("handler", f"{name} is not a coroutine function (async def)", example=_HANDLER)
 
 
 def topic_of_event(event: Any) -> str:

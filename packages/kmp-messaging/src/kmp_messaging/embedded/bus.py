@@ -15,7 +15,7 @@ from kmp_core.project import Project, ServiceName
 from kmp_core.resource import Provider
 from kmp_core.sqlite import database_path
 from kmp_core.telemetry import Telemetry
-from kmp_messaging.embedded.arguments import between, chunks, group_name, topic_of, topic_of_event
+from kmp_messaging.embedded.arguments import between, chunks, coroutine_function, group_name, topic_of, topic_of_event
 from kmp_messaging.embedded.consumer import Consumer
 from kmp_messaging.embedded.items import Route
 from kmp_messaging.embedded.letters import read_letters
@@ -179,6 +179,7 @@ class SqliteBus(Provider, EventBus):
     def _subscribe(self, route: Route, group: str) -> Subscription:
         self.ensure_open()
         between("retries", route.retries, 0, 1_000_000)
+        coroutine_function(route.handler)
         topic = topic_of(route.event)
         key = (topic, group_name(group))
         consumer = self._consumers.get(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 from collections import defaultdict
@@ -218,7 +219,8 @@ class EventBusContract(ProviderContract):
             assert lag.events >= 1
 
     async def test_what_was_not_handled_is_handled_after_a_new_start(self, make: Make) -> None:
-        fail, seen = True, []
+        fail = True
+        seen: list[int] = []
         async with make() as bus:
 
             async def handle(event: Noted) -> None:
@@ -322,14 +324,14 @@ class EventBusContract(ProviderContract):
     async def test_batches_come_in_order_and_bounded(self, make: Make) -> None:
         batches: list[list[Noted]] = []
         async with make() as bus:
-            if "batches" not in bus.abilities:
-                with pytest.raises(Unsupported):
-                    bus.subscribe_batch(Noted, lambda events: asyncio.sleep(0), group="g")
-                return
 
             async def handle(events: Sequence[Noted]) -> None:
                 batches.append(list(events))
 
+            if "batches" not in bus.abilities:
+                with pytest.raises(Unsupported):
+                    bus.subscribe_batch(Noted, handle, group="g")
+                return
             await bus.publish(*(Noted(who=f"k{n % 5}", number=n) for n in range(1000)))
             bus.subscribe_batch(Noted, handle, group="g", size=64)
             await bus.start()
@@ -461,6 +463,47 @@ class EventBusContract(ProviderContract):
             bus.subscribe(Noted, handle, group="g")
             with pytest.raises(InvalidInput, match="already"):
                 bus.subscribe(Noted, handle, group="g")
+
+    async def test_a_handler_that_is_no_coroutine_function_is_refused(self, make: Make) -> None:
+        def blocks(event: Noted) -> None:
+            raise AssertionError
+
+        def decorated(handler: Any) -> Any:
+            @functools.wraps(handler)
+            def call(*arguments: Any) -> Any:
+                return handler(*arguments)
+
+            return call
+
+        seen: set[str] = set()
+
+        async def note(name: str, event: Noted) -> None:
+            seen.add(name)
+
+        class Keeper:
+            async def method(self, event: Noted) -> None:
+                seen.add("method")
+
+            async def __call__(self, event: Noted) -> None:
+                seen.add("object")
+
+        refused: list[Any] = [blocks, functools.partial(blocks), decorated(blocks), print, Keeper, 7]
+        async with make() as bus:
+            for wrong in refused:
+                with pytest.raises(InvalidInput, match=r"^handler: .*; for example async def"):
+                    bus.subscribe(Noted, wrong, group="g")
+                with pytest.raises(InvalidInput, match=r"^handler: "):
+                    bus.subscribe(Noted, group="g")(wrong)
+                if "batches" in bus.abilities:
+                    with pytest.raises(InvalidInput, match=r"^handler: "):
+                        bus.subscribe_batch(Noted, wrong, group="g")
+            await bus.publish(Noted(who="ann"))
+            bus.subscribe(Noted, functools.partial(note, "partial"), group="a")
+            bus.subscribe(Noted, decorated(functools.partial(note, "decorated")), group="b")
+            bus.subscribe(Noted, Keeper().method, group="c")
+            bus.subscribe(Noted, Keeper(), group="d")
+            await bus.start()
+            await until(lambda: seen == {"partial", "decorated", "method", "object"})
 
     async def test_lag_counts_what_is_not_committed_and_its_age(self, make: Make) -> None:
         async with make() as bus:
