@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -101,7 +101,10 @@ async def listening(
 ) -> AsyncIterator[str]:
     """A server of raw sockets, for what well-behaved servers do not do."""
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
         try:
             await answer(reader, writer)
         finally:
@@ -112,6 +115,10 @@ async def listening(
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+        for writer in writers:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 async def test_token_never_follows_a_redirect_to_another_origin(url: str, tokens: Tokens) -> None:

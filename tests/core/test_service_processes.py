@@ -23,6 +23,9 @@ import kmp_core
 from kmp_core import Provider, Resource, Service, capability, plugins
 from kmp_core.errors import *
 
+# A shell ignores SIGINT for what it runs in the background, the tests and their children included.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def say(text):
     os.write(1, f"{text}\\n".encode())   # one call, so that the lines of two processes do not mix
 
@@ -441,8 +444,10 @@ def test_the_lifespan_works_in_each_worker_of_a_server(tmp_path):
         )
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("KMP_")} | {"KMP_DIRECTORY": str(tmp_path)}
+    # A worker that has not begun to answer within the server's five seconds is killed: too few on a busy machine.
+    patient = ["--timeout-worker-healthcheck=60"]
     server = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "serving:app", "--workers", "2", "--port", str(port)],
+        [sys.executable, "-m", "uvicorn", "serving:app", "--workers=2", f"--port={port}", *patient],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,
