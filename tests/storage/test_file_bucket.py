@@ -162,7 +162,7 @@ async def test_leftovers_of_the_killed_are_swept_and_those_of_the_living_are_not
 
     async with FileBucket(address, project="acme") as bucket:
         put = asyncio.ensure_future(bucket.put("slow", slow()))
-        async with child(FileBucket, address, here) as other:
+        async with child(bucket, address, here) as other:
             assert await other.line() == "half"
             await nothing_more_than(tmp_path, 2)
             await other.kill()

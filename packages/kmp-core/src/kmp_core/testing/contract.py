@@ -6,7 +6,7 @@ import asyncio
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pytest
 
@@ -117,14 +117,15 @@ class ProviderContract:
 
     async def test_warns_when_close_was_forgotten(self, make: Make) -> None:
         provider = make()
+        kind = cast(Any, type(provider))
         await provider.open()
         # The finalizer is called by hand: a real leak would disturb whatever test runs next.
         with pytest.warns(ResourceWarning):
-            type(provider).__del__(provider)
+            kind.__del__(provider)
         await provider.close()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            type(provider).__del__(provider)
+            kind.__del__(provider)
 
     async def test_refuses_use_in_a_forked_child(self, make: Make) -> None:
         async with make() as provider:

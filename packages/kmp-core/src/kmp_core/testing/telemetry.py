@@ -64,8 +64,8 @@ class RecordedSpan(trace.NonRecordingSpan):
 class Recorder:
     """Every span and every histogram point of the providers that are made inside the block."""
 
-    spans: list[RecordedSpan] = field(default_factory=list)
-    points: list[Point] = field(default_factory=list)
+    spans: list[RecordedSpan] = field(default_factory=list[RecordedSpan])
+    points: list[Point] = field(default_factory=list[Point])
     _scope: AbstractContextManager[None] | None = None
 
     def clear(self) -> None:

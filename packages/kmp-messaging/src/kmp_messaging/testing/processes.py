@@ -20,8 +20,8 @@ class Remote:
     """How another process makes the bus: `"package.module:Class"`, its keyword arguments (JSON), and variables."""
 
     factory: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)

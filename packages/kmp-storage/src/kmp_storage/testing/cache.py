@@ -325,7 +325,8 @@ class CacheContract(ProviderContract):
     # Locks
 
     async def test_one_holds_a_lock_at_a_time_and_tokens_grow(self, make: Make) -> None:
-        holders, tokens = 0, []
+        holders = 0
+        tokens: list[int] = []
 
         async with make() as cache:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -53,8 +53,9 @@ class Child:
 
 
 @asynccontextmanager
-async def child(provider: type, address: str, action: str, *arguments: str) -> AsyncIterator[Child]:
-    """Run `action` ("module:function", called with the open provider and the arguments) in another process."""
+async def child(like: object, address: str, action: str, *arguments: str) -> AsyncGenerator[Child, None]:
+    """Run `action` ("module:function"), called with an open provider `like` this one, in another process."""
+    provider = type(like)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

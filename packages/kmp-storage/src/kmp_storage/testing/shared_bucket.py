@@ -38,7 +38,7 @@ class SharedBucketContract(BucketContract):
             assert await bucket.head("key") == entry
 
     async def test_what_a_killed_process_put_stays(self, make: Make, address: str) -> None:
-        async with make() as bucket, child(type(bucket), address, f"{_HERE}:put_and_wait") as other:
+        async with make() as bucket, child(bucket, address, f"{_HERE}:put_and_wait") as other:
             assert await other.line() == "put"
             await other.kill()
             assert await bucket.get("key") == b"put"
@@ -50,7 +50,7 @@ class SharedBucketContract(BucketContract):
         async with make() as bucket:
             if old is not None:
                 await bucket.put("key", old)
-            async with child(type(bucket), address, f"{_HERE}:put_half") as other:
+            async with child(bucket, address, f"{_HERE}:put_half") as other:
                 assert await other.line() == "half"
                 await other.kill()
             if old is None:
@@ -65,7 +65,7 @@ class SharedBucketContract(BucketContract):
     async def test_processes_killed_at_any_point_leave_whole_objects(self, make: Make, address: str) -> None:
         async with make() as bucket:
             for moment in range(4):
-                async with child(type(bucket), address, f"{_HERE}:put_without_end") as other:
+                async with child(bucket, address, f"{_HERE}:put_without_end") as other:
                     assert await other.line() == "putting"
                     await asyncio.sleep(0.01 * moment)
                     await other.kill()
@@ -82,7 +82,7 @@ class SharedBucketContract(BucketContract):
             won: Counter[str] = Counter()
 
             async def one(name: str) -> None:
-                async with child(type(bucket), address, f"{_HERE}:claim_all", name) as other:
+                async with child(bucket, address, f"{_HERE}:claim_all", name) as other:
                     assert await other.line() == "ready"
                     won.update((await other.line()).split())
                     await other.end()
@@ -98,7 +98,7 @@ class SharedBucketContract(BucketContract):
             async with asyncio.TaskGroup() as group:
 
                 async def one() -> None:
-                    async with child(type(bucket), address, f"{_HERE}:count_up") as other:
+                    async with child(bucket, address, f"{_HERE}:count_up") as other:
                         await other.end()
 
                 for _ in range(3):
@@ -136,7 +136,7 @@ async def put_without_end(bucket: Bucket) -> None:
 
 async def claim_all(bucket: Bucket, name: str) -> None:
     _say("ready")
-    won = []
+    won: list[str] = []
     for number in range(20):
         try:
             await bucket.put(f"claim/{number}", name.encode(), if_absent=True)

@@ -31,7 +31,7 @@ class SharedCacheContract(CacheContract):
     async def test_another_process_sees_what_was_set(self, make: Make, address: str) -> None:
         async with make() as cache:
             await cache.set("key", b"from the parent")
-            async with child(type(cache), address, f"{_HERE}:echo_key") as other:
+            async with child(cache, address, f"{_HERE}:echo_key") as other:
                 assert await other.line() == "from the parent"
                 await other.end()
             assert await cache.get("answer") == b"from the child"
@@ -41,7 +41,7 @@ class SharedCacheContract(CacheContract):
         async with make() as cache, asyncio.TaskGroup() as group:
 
             async def one() -> None:
-                async with child(type(cache), address, f"{_HERE}:load_slowly", str(log)) as other:
+                async with child(cache, address, f"{_HERE}:load_slowly", str(log)) as other:
                     assert await other.line() == "open"
                     assert await other.line() == "loaded"
                     await other.end()
@@ -54,7 +54,7 @@ class SharedCacheContract(CacheContract):
         async def load() -> bytes:
             return b"mine"
 
-        async with make() as cache, child(type(cache), address, f"{_HERE}:load_for_ever") as other:
+        async with make() as cache, child(cache, address, f"{_HERE}:load_for_ever") as other:
             assert await other.line() == "loading"
             waiting = asyncio.ensure_future(cache.get_or_load("key", load, ttl="1m", timeout="60s"))
             await asyncio.sleep(0.1)
@@ -67,7 +67,7 @@ class SharedCacheContract(CacheContract):
         async with make() as cache, asyncio.TaskGroup() as group:
 
             async def one() -> None:
-                async with child(type(cache), address, f"{_HERE}:hold_often", str(log)) as other:
+                async with child(cache, address, f"{_HERE}:hold_often", str(log)) as other:
                     await other.end()
 
             for _ in range(3):
@@ -79,7 +79,7 @@ class SharedCacheContract(CacheContract):
         assert tokens == sorted(set(tokens))
 
     async def test_a_killed_holder_loses_the_lock(self, make: Make, address: str) -> None:
-        async with make() as cache, child(type(cache), address, f"{_HERE}:hold_for_ever") as other:
+        async with make() as cache, child(cache, address, f"{_HERE}:hold_for_ever") as other:
             token = int(await other.line())
             await other.kill()
             async with cache.lock("job", timeout="30s") as lease:
@@ -98,7 +98,7 @@ class SharedCacheContract(CacheContract):
                 assert lease.token > token
 
     async def test_what_a_killed_process_wrote_stays(self, make: Make, address: str) -> None:
-        async with make() as cache, child(type(cache), address, f"{_HERE}:write_and_wait") as other:
+        async with make() as cache, child(cache, address, f"{_HERE}:write_and_wait") as other:
             assert await other.line() == "written"
             await other.kill()
 

@@ -35,7 +35,7 @@ class SharedGraphStoreContract(GraphStoreContract):
             assert await graph.edges(Flies) == [flies("A", "B", miles=3)]
 
     async def test_processes_merge_side_by_side(self, make: Make, address: str) -> None:
-        provider = type(make())
+        provider = make()
         async with (
             child(provider, address, f"{_HERE}:merge_many") as one,
             child(provider, address, f"{_HERE}:merge_many") as other,
@@ -48,7 +48,7 @@ class SharedGraphStoreContract(GraphStoreContract):
             assert len(await graph.edges(Flies)) == 1000
 
     async def test_a_killed_process_leaves_whole_calls(self, make: Make, address: str) -> None:
-        provider = type(make())
+        provider = make()
         async with child(provider, address, f"{_HERE}:merge_until_killed") as other:
             acknowledged = 0
             while acknowledged < 3:

@@ -35,7 +35,7 @@ class SharedTimeSeriesContract(TimeSeriesContract):
             assert [row async for row in store.read(Reading)] == [reading(number) for number in range(10)]
 
     async def test_processes_append_side_by_side(self, make: Make, address: str) -> None:
-        provider = type(make())
+        provider = make()
         async with (
             child(provider, address, f"{_HERE}:append_many", "0") as one,
             child(provider, address, f"{_HERE}:append_many", "1") as other,
@@ -47,7 +47,7 @@ class SharedTimeSeriesContract(TimeSeriesContract):
             assert [row.count async for row in store.read(Reading)] == sorted(range(4000))
 
     async def test_the_same_rows_from_two_processes_are_stored_once(self, make: Make, address: str) -> None:
-        provider = type(make())
+        provider = make()
         async with (
             child(provider, address, f"{_HERE}:append_flights") as one,
             child(provider, address, f"{_HERE}:append_flights") as other,
@@ -59,7 +59,7 @@ class SharedTimeSeriesContract(TimeSeriesContract):
             assert [row async for row in store.read(Flight)] == [flight(number) for number in range(2000)]
 
     async def test_a_killed_process_leaves_whole_calls(self, make: Make, address: str) -> None:
-        provider = type(make())
+        provider = make()
         for action in ("append_until_killed", "stream_until_killed"):
             async with make() as store:
                 before = await count(store)
@@ -77,7 +77,7 @@ class SharedTimeSeriesContract(TimeSeriesContract):
                 await store.erase(Reading, where={"site": "s1"})
 
     async def test_a_process_killed_while_it_streams_leaves_nothing(self, make: Make, address: str) -> None:
-        async with make() as store, child(type(store), address, f"{_HERE}:stream_and_wait") as other:
+        async with make() as store, child(store, address, f"{_HERE}:stream_and_wait") as other:
             assert await other.line() == "streaming"
             assert await store.append(reading(0), timeout="30s") == 1
             await other.kill()
