@@ -41,24 +41,27 @@ class Address:
     authority: str | None = None
 
     @classmethod
-    def of(cls, url: str, *, password: Password = None) -> Self:
-        """Read a URL. Raises `ConfigurationError` with every fault and without the URL, which may hold a password."""
+    def of(cls, url: str, *, password: Password = None, name: str = "the URL") -> Self:
+        """Read a URL. Raises `ConfigurationError` with every fault and without the URL, which may hold a password.
+
+        `name` is what an error calls it: the setting that it comes from.
+        """
         faults: list[Fault] = []
         try:
             parts = urlsplit(url)
             port = parts.port or 5432
         except ValueError:
-            raise ConfigurationError(Fault("the URL", "cannot be read", example=_EXAMPLE)) from None
+            raise ConfigurationError(Fault(name, "cannot be read", example=_EXAMPLE)) from None
         query = dict(parse_qsl(parts.query))
         mode = query.get("sslmode", "verify-full")
         if mode not in ("verify-full", "disable"):
-            faults.append(Fault("the URL's sslmode", "must be verify-full or disable", example="verify-full"))
-        for name in query.keys() - set(_PARAMETERS):
-            faults.append(Fault(f"the URL's parameter {name}", "is unknown", example=" or ".join(_PARAMETERS)))
+            faults.append(Fault(f"{name}'s sslmode", "must be verify-full or disable", example="verify-full"))
+        for parameter in query.keys() - set(_PARAMETERS):
+            faults.append(Fault(f"{name}'s parameter {parameter}", "is unknown", example=" or ".join(_PARAMETERS)))
         database = unquote(parts.path.removeprefix("/"))
-        for name, value in (("host", parts.hostname), ("user", parts.username), ("database", database)):
+        for part, value in (("host", parts.hostname), ("user", parts.username), ("database", database)):
             if not value:
-                faults.append(Fault(f"the URL's {name}", "is missing", example=_EXAMPLE))
+                faults.append(Fault(f"{name}'s {part}", "is missing", example=_EXAMPLE))
         if faults:
             raise ConfigurationError(*faults)
         inside = None if parts.password is None else unquote(parts.password)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pydantic import Field
 
 from kmp_core.deadlines import Duration
-from kmp_core.settings import Settings
+from kmp_core.settings import ConnectionUrl, Settings
 
 __all__ = ["TimescaleSettings"]
 
@@ -41,3 +41,11 @@ class TimescaleSettings(Settings, prefix="storage.timescale"):
 
     password_secret: str | None = None
     """The name of the secret with the password, asked for each new connection, so that it may be rotated."""
+
+    replica_url: ConnectionUrl | None = None
+    """Where a streaming replica of the server is, which is asked instead while it is near enough, for all but writes.
+
+    The password is the primary's where the URL has none."""
+
+    replica_lag: Duration = Field(default=timedelta(seconds=5), ge=timedelta(milliseconds=100))
+    """How old at most what the replica answers may be; while it may be older, or is away, the primary is asked."""

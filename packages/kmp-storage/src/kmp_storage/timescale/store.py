@@ -13,8 +13,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -22,8 +32,8 @@ from kmp_core.breaker import Breaker
 from kmp_core.clock import SYSTEM_CLOCK, Clock
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, deadline, duration, within
-from kmp_core.errors import InvalidInput, KmpError, Unsupported
-from kmp_core.postgres import Connection, Password, PoolOptions, PostgresPool, Transaction
+from kmp_core.errors import InvalidInput, KmpError, PoolExhausted, Unsupported
+from kmp_core.postgres import Address, Connection, Password, PoolOptions, PostgresPool, Transaction
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
 from kmp_core.retries import Retries
@@ -40,6 +50,7 @@ from kmp_storage.settings.timescale import TimescaleSettings
 from kmp_storage.timescale import queries, schema
 from kmp_storage.timescale.codec import TimescaleCodec, timescale_codec_of
 from kmp_storage.timescale.community import create_aggregate, enable_compression
+from kmp_storage.timescale.replica import Replica
 from kmp_storage.timescale.schema import Tier
 from kmp_storage.timescale.stream import Stream
 from kmp_storage.timescale.writes import FEW, delete_older, write, write_few
@@ -80,6 +91,7 @@ class TimescaleStore(Provider, TimeSeriesStore):
         self._clock = clock
         self._schema = backend_name(self.project, "postgres")
         self._pool = PostgresPool(url, password=password, options=self._options(), project=self.project)
+        self._replica = self._replica_of(self._pool)
         # Tried again soon: a server that is back shall be used within five seconds.
         self._retries = Retries("timescale", breaker=Breaker("timescale", longest_pause="2s"))
         self._place: schema.Place | None = None
@@ -98,6 +110,19 @@ class TimescaleStore(Provider, TimeSeriesStore):
             return await (await context.get(SecretStore)).get(name)
 
         return cls(url, project=context.project, settings=settings, password=password)
+
+    def _replica_of(self, primary: PostgresPool) -> Replica | None:
+        url = self.settings.replica_url
+        if url is None:
+            return None
+        address = Address.of(url.reveal(), name="KMP_STORAGE_TIMESCALE_REPLICA_URL")
+        if address.password is None:
+            address = replace(address, password=primary.address.password)
+
+        def make() -> PostgresPool:
+            return PostgresPool(address, options=self._options(), project=self.project)
+
+        return Replica(make, primary, most_behind=self.settings.replica_lag)
 
     def _options(self) -> PoolOptions:
         found = self.settings
@@ -135,9 +160,13 @@ class TimescaleStore(Provider, TimeSeriesStore):
         async with self._pool.transaction(reset=False) as transaction:
             self._place = await schema.detect(transaction.connection, self._schema)
             await schema.make_catalogue(transaction.connection, self._place)
+        if self._replica is not None:
+            await self._replica.open()
         await self._sweep_all(self._place)
 
     async def _close(self) -> None:
+        if self._replica is not None:
+            await self._replica.close()
         await self._pool.close()
 
     async def _check(self) -> None:
@@ -255,20 +284,27 @@ class TimescaleStore(Provider, TimeSeriesStore):
         where_ = queries.filter_of(codec, start, end, where)
         bound = None if limit is None else whole_number("limit", limit, least=0)
         chunk, seconds = self.settings.chunk_rows, within(timeout, self.settings.timeout)
-        async with self._pool.transaction(read_only=True, reset=False, timeout=seconds) as transaction:
-            # The span ends with the first rows: between later ones it is the caller's code that runs.
-            with self._telemetry.call("read"):
-                stored = await self._stored(transaction.connection, codec)
-                if stored is None:
-                    return
-                sql = queries.ordered(place, codec, stored, where_, bound)
-                chunks = transaction.connection.stream(sql, *where_.parameters, chunk=chunk, timeout=seconds)
+
+        async def begin(pool: PostgresPool) -> tuple[AsyncExitStack, AsyncGenerator[list[Any], None], list[Any] | None]:
+            async with AsyncExitStack() as stack:
+                reading = pool.transaction(read_only=True, reset=False, timeout=seconds)
+                connection = (await stack.enter_async_context(reading)).connection
+                stored = await self._stored(connection, codec)
+                sql = "" if stored is None else queries.ordered(place, codec, stored, where_, bound)
+                chunks = connection.stream(sql, *where_.parameters, chunk=chunk, timeout=seconds)
+                await stack.enter_async_context(aclosing(chunks))
+                rows = None if stored is None else await anext(chunks, None)
+                return stack.pop_all(), chunks, rows
+            raise AssertionError  # an exit stack swallows nothing
+
+        # The span ends with the first rows: between later ones it is the caller's code that runs.
+        with self._telemetry.call("read"):
+            stack, chunks, rows = await self._near(begin) or await begin(self._pool)
+        async with stack:
+            while rows is not None:
+                for measurement in codec.decode([tuple(row) for row in rows]):
+                    yield measurement
                 rows = await anext(chunks, None)
-            async with aclosing(chunks):
-                while rows is not None:
-                    for measurement in codec.decode([tuple(row) for row in rows]):
-                        yield measurement
-                    rows = await anext(chunks, None)
 
     async def aggregate(
         self,
@@ -357,12 +393,28 @@ class TimescaleStore(Provider, TimeSeriesStore):
     # Inside
 
     async def _asked(self, ask: Callable[[Connection], Awaitable[T]], timeout: Timeout) -> T:
-        async def once() -> T:
-            async with self._pool.acquire(reset=False) as connection:
-                return await ask(connection)
+        async def once(pool: PostgresPool) -> tuple[T]:
+            async with pool.acquire(reset=False) as connection:
+                answer = await ask(connection)
+            return (answer,)
 
         async with deadline(within(timeout, self.settings.timeout), what="the question", backend="timescale"):
-            return await self._retries.call(once, idempotent=True)
+            found = await self._near(once)
+            if found is None:
+                found = await self._retries.call(lambda: once(self._pool), idempotent=True)
+            return found[0]
+
+    async def _near(self, ask: Callable[[PostgresPool], Awaitable[T]]) -> T | None:
+        """Ask the replica; None where the primary is to be asked."""
+        if self._replica is None or (pool := self._replica.near()) is None:
+            return None
+        try:
+            return await ask(pool)
+        except PoolExhausted:
+            raise  # what is too much for one of the two shall not fall upon the other
+        except KmpError as error:
+            self._replica.doubt(error)
+            return None
 
     async def _committed(
         self, work: Callable[[Connection], Awaitable[T]], *, idempotent: bool, timeout: Timeout = None

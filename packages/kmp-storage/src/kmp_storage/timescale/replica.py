@@ -1,0 +1,131 @@
+"""A second server that answers questions while it is known to be near enough to the first.
+
+How near is not asked of a clock or of the replica alone, which does not know what it has not heard of yet: the primary
+tells its position in the log, and once the replica has replayed that position, it has all that the primary had when it
+was asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+
+from kmp_core.deadlines import deadline, detached
+from kmp_core.errors import ConfigurationError, Fault, KmpError
+from kmp_core.postgres import PostgresPool
+
+__all__ = ["Replica"]
+
+_log = logging.getLogger("kmp_storage.timescale")
+
+_LOOKS = 4
+"""So often within the bound the positions are compared, while there are questions."""
+
+_SOON = 1.0
+"""Seconds until the next look at a replica that is not asked, at most."""
+
+_PRIMARY = "SELECT (pg_current_wal_lsn() - '0/0')::bigint, (SELECT system_identifier FROM pg_control_system())"
+_REPLICA = (
+    "SELECT pg_is_in_recovery(), (pg_last_wal_replay_lsn() - '0/0')::bigint, "
+    "(SELECT system_identifier FROM pg_control_system())"
+)
+
+
+class Replica:
+    """Gives the replica's pool while that is at most `most_behind` behind the primary; nobody waits to be told.
+
+    A replica that is away, too far behind, or no replica any more (promoted) is left alone until it is near again.
+    """
+
+    def __init__(self, make: Callable[[], PostgresPool], primary: PostgresPool, *, most_behind: timedelta) -> None:
+        self._make = make
+        self._primary = primary
+        self._seconds = most_behind.total_seconds()
+        self._pool: PostgresPool | None = None
+        self._positions: deque[tuple[float, int]] = deque()
+        self._as_of: float | None = None
+        self._looked_at = 0.0
+        self._looking: asyncio.Task[None] | None = None
+        self._told = False
+
+    async def open(self) -> None:
+        """Look for it; one that does not answer is no reason not to start.
+
+        Raises `ConfigurationError` where it is another server's.
+        """
+        await self._look()
+
+    async def close(self) -> None:
+        """Let go of its connections."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        if self._pool is not None:
+            await self._pool.close()
+
+    def near(self) -> PostgresPool | None:
+        """Its connections, where it is known to be near enough."""
+        now = _now()
+        near = self._as_of is not None and now - self._as_of <= self._seconds
+        pause = self._seconds / _LOOKS if near else min(self._seconds / _LOOKS, _SOON)
+        if now - self._looked_at >= pause and (self._looking is None or self._looking.done()):
+            # Of nobody's call, and so without its deadline.
+            self._looking = asyncio.get_running_loop().create_task(self._look_again(), context=detached())
+        return self._pool if near else None
+
+    def doubt(self, error: KmpError) -> None:
+        """It failed somebody: nobody asks it before it was looked at again."""
+        self._as_of = None
+        if not self._told:
+            _log.warning("the replica is not asked for now: %s", type(error).__name__)
+        self._told = True
+
+    async def _look_again(self) -> None:
+        try:
+            await self._look()
+        except ConfigurationError as error:
+            self.doubt(error)
+
+    async def _look(self) -> None:
+        self._looked_at = _now()
+        # As patient as its bound: an answer that comes later would be of no use.
+        seconds = max(1.0, self._seconds)
+        try:
+            async with deadline(seconds, what="looking for the replica", fresh=True, outcome_unknown=False):
+                if self._pool is None:
+                    pool = self._make()
+                    await pool.open()
+                    self._pool = pool
+                await self._compare(self._pool)
+        except ConfigurationError:
+            raise
+        except KmpError as error:
+            self.doubt(error)
+
+    async def _compare(self, pool: PostgresPool) -> None:
+        asked = _now()
+        async with self._primary.acquire(reset=False) as connection:
+            written, ours = tuple(await connection.fetch_row(_PRIMARY) or ())
+        async with pool.acquire(reset=False) as connection:
+            follows, replayed, its = tuple(await connection.fetch_row(_REPLICA) or ())
+        if its != ours:
+            raise ConfigurationError(
+                Fault("KMP_STORAGE_TIMESCALE_REPLICA_URL", "leads to a server that is no replica of the store's own")
+            )
+        if not follows:
+            self._positions.clear()
+            self._as_of = None
+            return
+        self._positions.append((asked, written))
+        while self._positions and self._positions[0][1] <= replayed:
+            self._as_of = self._positions.popleft()[0]
+            self._told = False
+        while self._positions and asked - self._positions[0][0] > self._seconds:
+            self._positions.popleft()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

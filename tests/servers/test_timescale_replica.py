@@ -1,0 +1,275 @@
+"""A real streaming replica answers questions while it is near enough, and the primary answers them otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import images
+import pytest
+
+import faults
+import testbed
+from kmp_core.errors import ConfigurationError
+from kmp_storage.models import Measurement
+from kmp_storage.timescale import TimescaleSettings, TimescaleStore
+from kmp_storage.timescale.provisioning import Access, TimescaleProvisioner
+from postgres_bed import admin, admin_url, until
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+FAR = "10m"
+"""A bound that no test reaches: the replica is asked whenever it answers."""
+
+FOLLOW = """
+[ -s "$PGDATA/PG_VERSION" ] || {
+    from="host=127.0.0.1 port=$PRIMARY user=postgres password=$POSTGRES_PASSWORD"
+    pg_basebackup -d "$from" -D "$PGDATA" -R -X stream -c fast || exit 1
+    chown -R postgres "$PGDATA" && chmod 700 "$PGDATA"
+}
+"""
+START_SERVER = """
+entry=$(command -v docker-entrypoint.sh || echo "sh /entrypoint.sh")
+exec $entry postgres -p "$OWN" -c listen_addresses=127.0.0.1
+"""
+
+
+class Reading(Measurement, series="readings", tags=("site",)):
+    site: str
+    value: float = 1.0
+
+
+@dataclass
+class Pair:
+    primary: testbed.Server
+    replica: testbed.Server
+
+
+def launch(name: str, password: str, script: str, **environment: str) -> testbed.Server:
+    """On the host's own network, where the replica reaches its primary and both listen on 127.0.0.1 alone."""
+    from testcontainers.core.container import DockerContainer
+
+    port = testbed.free_port()
+    container = DockerContainer(images.have("timescaledb"), command=["-c", script])
+    for variable, value in {"POSTGRES_PASSWORD": password, "OWN": str(port), **environment}.items():
+        container.with_env(variable, value)
+    container.with_kwargs(labels={testbed.LABEL: str(os.getpid())}, network_mode="host", entrypoint=["sh"])
+    container.start()
+    return testbed.Server(name, port, password, container, testbed.postgres_ready)
+
+
+@pytest.fixture(scope="module")
+def pair(servers: Any) -> Iterator[Pair]:
+    password = secrets.token_hex(16)
+    started: list[testbed.Server] = []
+    try:
+        started.append(launch("primary", password, START_SERVER))
+        started[0].wait_ready()
+        started.append(launch("replica", password, FOLLOW + START_SERVER, PRIMARY=str(started[0].port)))
+        started[1].wait_ready()
+        yield Pair(*started)
+    finally:
+        for server in started:
+            server.stop()
+
+
+@pytest.fixture
+async def access(pair: Pair) -> AsyncIterator[Access]:
+    name = f"p-{secrets.token_hex(5)}"
+    async with TimescaleProvisioner(admin_url(pair.primary)) as operator:
+        yield await operator.provision(name)
+        await operator.deprovision(name, force=True)
+
+
+@pytest.fixture(autouse=True)
+async def resumed(pair: Pair) -> AsyncIterator[None]:
+    yield
+    async with admin(pair.replica) as connection:
+        await connection.execute("SELECT pg_wal_replay_resume()")
+
+
+def store_of(access: Access, port: int, *, lag: str = FAR) -> TimescaleStore:
+    url = f"timescale://{access.role}@127.0.0.1:{port}/{access.database}?sslmode=disable"
+    settings = TimescaleSettings.load(replica_url=url, replica_lag=lag)
+    return TimescaleStore(access.url.reveal(), project=access.project, settings=settings)
+
+
+def row(number: int) -> Reading:
+    return Reading(time=START + timedelta(seconds=number), site=f"s{number}")
+
+
+async def answers(store: TimescaleStore) -> list[int]:
+    """How many rows each way of asking finds."""
+    (total,) = await store.aggregate(Reading, values={"value": "count"})
+    return [
+        len([found async for found in store.read(Reading)]),
+        total["value_count"],
+        len(await store.latest(Reading, by=("site",))),
+    ]
+
+
+async def caught_up(pair: Pair) -> None:
+    """Wait until the replica has all that the primary has."""
+    async with admin(pair.primary) as primary, admin(pair.replica) as replica:
+        position = await primary.fetchval("SELECT pg_current_wal_lsn()::text")
+
+        async def reached() -> bool:
+            replayed = await replica.fetchval("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", position)
+            return bool(replayed)
+
+        await until(reached)
+
+
+async def pause(pair: Pair) -> None:
+    await caught_up(pair)
+    async with admin(pair.replica) as connection:
+        await connection.execute("SELECT pg_wal_replay_pause()")
+
+        async def paused() -> bool:
+            return bool(await connection.fetchval("SELECT pg_get_wal_replay_pause_state() = 'paused'"))
+
+        await until(paused)
+
+
+async def asked_replica(pair: Pair, access: Access) -> bool:
+    """Whether a session of the project's on the replica asked for rows."""
+    async with admin(pair.replica) as connection:
+        return bool(
+            await connection.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND query LIKE '%readings%'", access.role
+            )
+        )
+
+
+async def test_the_replica_answers_within_the_bound_and_the_primary_beyond(pair: Pair, access: Access) -> None:
+    async with store_of(access, 1) as writer:
+        await writer.append(row(0))
+        await caught_up(pair)
+        async with store_of(access, pair.replica.port) as near, store_of(access, pair.replica.port, lag="1s") as bound:
+            assert await answers(near) == await answers(bound) == [1, 1, 1]
+            await pause(pair)
+            await near.append(row(1))
+            assert await answers(near) == [1, 1, 1], "what the replica has"
+            async with near.transaction() as transaction:
+                assert await transaction.fetch_value("SELECT count(*) FROM readings") == 2
+            async with near.connection() as connection:
+                assert not await connection.fetch_value("SELECT pg_is_in_recovery()")
+
+            async def fresh() -> bool:
+                return await answers(bound) == [2, 2, 2]
+
+            await until(fresh)
+            async with admin(pair.replica) as connection:
+                await connection.execute("SELECT pg_wal_replay_resume()")
+
+            async def near_again() -> bool:
+                return await answers(near) == [2, 2, 2]
+
+            await until(near_again)
+
+
+async def test_an_idle_primary_does_not_make_the_replica_look_old(pair: Pair, access: Access) -> None:
+    async with store_of(access, pair.replica.port, lag="1s") as store:
+        await store.append(row(0))
+        await caught_up(pair)
+        loop = asyncio.get_running_loop()
+        end, asked = loop.time() + 2.5, 0  # longer than the bound, with nothing written
+        while loop.time() < end:
+            assert await answers(store) == [1, 1, 1]
+            asked += store._replica is not None and store._replica.near() is not None
+            await asyncio.sleep(0.02)
+        assert asked
+
+
+async def test_a_replica_that_is_gone_is_no_error_and_one_that_is_back_is_asked(pair: Pair, access: Access) -> None:
+    async with store_of(access, pair.replica.port) as near, store_of(access, pair.replica.port, lag="1s") as bound:
+        await near.append(row(0))
+        await caught_up(pair)
+
+        async def asked_near() -> bool:
+            assert await answers(near) == [1, 1, 1]
+            return await asked_replica(pair, access)
+
+        await until(asked_near)
+        pair.replica.kill()
+        try:
+            assert await answers(near) == await answers(bound) == [1, 1, 1]
+            await near.check()
+            async with store_of(access, pair.replica.port, lag="1s") as late:
+                assert await answers(late) == [1, 1, 1], "it starts without"
+                pair.replica.start_again()
+                await pair.replica.wait_until_ready()
+                for store in (late, bound):
+
+                    async def asked(store: TimescaleStore = store) -> bool:
+                        assert await answers(store) == [1, 1, 1]
+                        return await asked_replica(pair, access)
+
+                    await until(asked, 20)
+                    async with admin(pair.replica) as connection:
+                        await connection.execute(
+                            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", access.role
+                        )
+        finally:
+            pair.replica.start_again()
+            await pair.replica.wait_until_ready()
+
+
+async def test_a_replica_in_a_black_hole_is_left_and_closing_ends(
+    pair: Pair, access: Access, proxies: faults.Proxies
+) -> None:
+    loop = asyncio.get_running_loop()
+    with proxies.before(pair.replica) as proxy:
+        store = store_of(access, proxy.port, lag="1s")
+        async with store:
+            await store.append(row(0))
+            await caught_up(pair)
+            assert await answers(store) == [1, 1, 1]
+            proxy.black_hole()
+
+            async def answered() -> bool:
+                try:
+                    (total,) = await store.aggregate(Reading, values={"value": "count"}, timeout="500ms")
+                except TimeoutError:  # it was asked before anybody knew
+                    return False
+                return bool(total["value_count"] == 1)
+
+            await until(answered)
+            assert await answers(store) == [1, 1, 1]
+            began = loop.time()
+        assert loop.time() - began < 10
+
+
+async def test_a_server_that_is_no_replica_is_not_asked(
+    pair: Pair, access: Access, timescaledb: testbed.Server
+) -> None:
+    async with store_of(access, pair.primary.port) as store:  # as after a promotion
+        await store.append(row(0))
+        assert store._replica is not None
+        assert store._replica.near() is None
+    stranger = access.url.reveal().replace(f":{pair.primary.port}/", f":{timescaledb.port}/")
+    async with TimescaleProvisioner(admin_url(timescaledb)) as operator:
+        await operator.provision(access.project, password=access.password)
+        try:
+            settings = TimescaleSettings.load(replica_url=stranger)
+            with pytest.raises(ConfigurationError, match=r"KMP_STORAGE_TIMESCALE_REPLICA_URL.* no replica"):
+                await TimescaleStore(access.url.reveal(), project=access.project, settings=settings).open()
+        finally:
+            await operator.deprovision(access.project, force=True)
+
+
+def test_a_wrong_address_of_the_replica_names_the_setting_and_no_secret() -> None:
+    for url, problem in (
+        ("timescale://acme:hunter2@db.internal", "REPLICA_URL's database"),
+        ("timescale://acme:hunter2@db.internal/acme?sslmode=require", "REPLICA_URL's sslmode"),
+        ("timescale://acme:hunter2@db.internal:port/acme", "REPLICA_URL: cannot be read"),
+    ):
+        settings = TimescaleSettings.load(replica_url=url)
+        assert "hunter2" not in repr(settings)
+        with pytest.raises(ConfigurationError, match=problem) as refused:
+            TimescaleStore("timescale://acme@db.internal/acme", settings=settings)
+        assert "hunter2" not in str(refused.value)
