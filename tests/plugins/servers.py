@@ -22,6 +22,7 @@ FIXTURES = {
     "neo4j": "neo4j",
     "second_neo4j": "neo4j",
     "redis_server": "redis",
+    "redis_cluster": "redis_cluster",
     "kafka": "kafka",
     "s3": "s3",
 }
@@ -85,5 +86,6 @@ timescaledb = _fixture("timescaledb")
 neo4j = _fixture("neo4j")
 second_neo4j = _fixture("second_neo4j")
 redis_server = _fixture("redis_server")
+redis_cluster = _fixture("redis_cluster")
 kafka = _fixture("kafka")
 s3 = _fixture("s3")

@@ -36,7 +36,7 @@ class Server:
     password: str
     container: Any
     ready: Callable[[Server], Awaitable[None]]
-    extra: dict[str, int] = field(default_factory=dict)
+    nodes: list[int] = field(default_factory=list)
 
     @property
     def address(self) -> str:
@@ -87,6 +87,9 @@ class Recipe:
     ready: Callable[[Server], Awaitable[None]]
     environment: Callable[[str, int], Mapping[str, str]] = lambda password, port: {}
     command: Callable[[str], list[str]] = lambda password: []
+    nodes: int = 1
+    """How many servers run in the container. More than one listen under the numbers that are published, which are in
+    the environment variable PORTS: a cluster's nodes tell each other and the clients the same addresses."""
 
 
 def free_port() -> int:
@@ -120,11 +123,16 @@ def launch(name: str, recipe: Recipe, *, mark: str | None = None) -> Server:
     for variable, value in recipe.environment(password, port).items():
         container.with_env(variable, value)
     ports: dict[str, Any] = container.ports  # the engine's client takes an address too, which the type leaves out
-    ports[f"{recipe.port}/tcp"] = (LOOPBACK, port)
+    nodes = [port, *(free_port() for _ in range(1, recipe.nodes))]
+    if len(nodes) == 1:
+        ports[f"{recipe.port}/tcp"] = (LOOPBACK, port)
+    else:
+        container.with_env("PORTS", " ".join(map(str, nodes)))
+        ports.update({f"{node}/tcp": (LOOPBACK, node) for node in nodes})
     # Process 1 never ends: what has a mark is no orphan of a test run.
     container.with_kwargs(labels={LABEL: str(os.getpid())} if mark is None else {LABEL: "1", mark: name})
     container.start()
-    return Server(name, port, password, container, recipe.ready)
+    return Server(name, port, password, container, recipe.ready, nodes=nodes)
 
 
 def remove(container: Any) -> None:
@@ -179,6 +187,21 @@ async def redis_ready(server: Server) -> None:
         await client.ping()
 
 
+async def redis_cluster_ready(server: Server) -> None:
+    import redis.asyncio
+
+    roles = []
+    for port in server.nodes:
+        async with redis.asyncio.Redis(host=LOOPBACK, port=port, password=server.password) as client:
+            state = await client.execute_command("CLUSTER INFO")
+            replication = await client.info("replication")
+            roles.append(replication["role"])
+            if state["cluster_state"] != "ok" or replication.get("master_link_status", "up") != "up":
+                raise ConnectionError(f"the cluster is not whole: {state} {replication}")
+    if roles.count("slave") != len(roles) / 2:
+        raise ConnectionError(f"not every primary has its replica: {roles}")
+
+
 async def neo4j_ready(server: Server) -> None:
     import neo4j
 
@@ -216,6 +239,28 @@ async def kafka_ready(server: Server) -> None:
             await admin.close()
 
 
+REDIS_CLUSTER = """
+node() {
+    mkdir -p /data/$1 && cd /data/$1
+    [ -f redis.conf ] || printf '%s\\n' "port $1" "cluster-port $2" "dir /data/$1" "protected-mode no" "bind *" \\
+        "cluster-enabled yes" "cluster-announce-ip 127.0.0.1" "cluster-announce-port $1" "cluster-node-timeout 3000" \\
+        "cluster-require-full-coverage no" "cluster-replica-validity-factor 0" "repl-diskless-sync-delay 0" \\
+        "pidfile /data/$1/pid" "daemonize yes" "save ''" \\
+        "requirepass $REDISCLI_AUTH" "masterauth $REDISCLI_AUTH" > redis.conf
+    redis-server redis.conf
+}
+bus=17000
+for port in $PORTS; do bus=$((bus + 1)); node $port $bus; done
+if [ ! -f /data/formed ]; then
+    places=$(for port in $PORTS; do echo 127.0.0.1:$port; done)
+    for port in $PORTS; do until redis-cli -p $port ping; do sleep 0.05; done; done
+    redis-cli --cluster create $places --cluster-replicas 1 --cluster-yes && touch /data/formed
+fi
+exec sleep infinity
+"""
+"""Three primaries with a replica each, in one container, where the addresses that they announce hold too."""
+
+
 RECIPES: dict[str, Recipe] = {
     "timescaledb": Recipe(
         "timescaledb", 5432, postgres_ready, environment=lambda password, port: {"POSTGRES_PASSWORD": password}
@@ -230,6 +275,14 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "redis": Recipe("redis", 6379, redis_ready, command=lambda password: ["redis-server", "--requirepass", password]),
+    "redis_cluster": Recipe(
+        "redis",
+        6379,
+        redis_cluster_ready,
+        environment=lambda password, port: {"REDISCLI_AUTH": password},
+        command=lambda password: ["sh", "-c", REDIS_CLUSTER],
+        nodes=6,
+    ),
     "kafka": Recipe(
         "kafka",
         9092,

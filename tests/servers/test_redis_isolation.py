@@ -24,67 +24,7 @@ from kmp_core.errors import (
 from kmp_core.secrets import Secret
 from kmp_storage.redis import RedisCache
 from kmp_storage.redis.provisioning import RedisProvisioner
-
-FOREIGN = ["acme2:v:{.key}", "acme2", "acme", "acm:v:{.key}", "other"]
-
-FOREIGN_KEYS = [
-    command.format(key=key)
-    for key in FOREIGN
-    for command in (
-        "GET {key}",
-        "MGET acme:v:{{.key}} {key}",
-        "SET {key} mine",
-        "DEL {key}",
-        "UNLINK {key}",
-        "EXISTS {key}",
-        "PTTL {key}",
-        "PEXPIRE {key} 1",
-        "INCRBY {key} 1",
-        "WATCH {key}",
-    )
-]
-FOREIGN_CHANNELS = ["PUBLISH acme2:changed key", "PUBLISH acme key", "SUBSCRIBE acme2:changed", "SUBSCRIBE acme*"]
-WHOLE_SERVER = [
-    "SCAN 0",
-    "KEYS *",
-    "KEYS acme:*",
-    "EVAL return(1) 0",
-    "EVAL_RO return(1) 0",
-    "EVALSHA 0 0",
-    "FCALL f 0",
-    "RANDOMKEY",
-    "DBSIZE",
-    "SCRIPT LOAD return(1)",
-    "SCRIPT FLUSH",
-    "FUNCTION LIST",
-    "FUNCTION STATS",
-    "CONFIG GET *",
-    "CONFIG SET maxmemory 0",
-    "SELECT 1",
-    "CLIENT TRACKING ON BCAST",
-    "CLIENT LIST",
-    "CLIENT INFO",
-    "CLIENT NO-EVICT on",
-    "ACL LIST",
-    "ACL WHOAMI",
-    "INFO",
-    "ROLE",
-    "TIME",
-    "LASTSAVE",
-    "SLOWLOG GET",
-    "LATENCY LATEST",
-    "MEMORY STATS",
-    "PUBSUB CHANNELS",
-    "PUBSUB NUMSUB acme2:changed",
-    "PSUBSCRIBE *",
-    "OBJECT ENCODING acme:v:{.key}",
-    "COPY acme:v:{.key} acme:v:{.other}",
-    "SORT acme:v:{.key} BY acme2:* GET acme2:*",
-    "COMMAND COUNT",
-    "CLUSTER INFO",
-    "WAIT 0 0",
-]
-DESTRUCTIVE = ["FLUSHDB", "FLUSHALL", "SWAPDB 0 1", "MONITOR", "SHUTDOWN NOSAVE", "REPLICAOF NO ONE"]
+from redis_bed import DESTRUCTIVE, FOREIGN, FOREIGN_CHANNELS, FOREIGN_KEYS, WHOLE_SERVER, allowed, client_of
 
 
 def administrator_of(server: testbed.Server) -> str:
@@ -99,37 +39,11 @@ async def admin(redis_server: testbed.Server) -> AsyncIterator[RedisProvisioner]
             await admin.deprovision(project, force=True)
 
 
-async def client_of(server: testbed.Server, project: str, password: Secret | None) -> redis.asyncio.Redis:
-    assert password is not None
-    return redis.asyncio.Redis(
-        port=server.port, username=project, password=password.reveal(), protocol=3, socket_timeout=1
-    )
-
-
-async def allowed(client: redis.asyncio.Redis, commands: list[str]) -> list[str]:
-    """The commands that the server did not refuse for want of rights, each tried on a connection of its own."""
-    found = []
-    for command in commands:
-        connection = await client.connection_pool.get_connection()
-        try:
-            await connection.send_command(*command.split())
-            await connection.read_response(timeout=5, push_request=True)
-            found.append(command)
-        except NoPermissionError:
-            continue
-        except redis.asyncio.RedisError as error:
-            found.append(f"{command}: {error}")
-        finally:
-            await connection.disconnect()
-            await client.connection_pool.release(connection)
-    return found
-
-
 @pytest.fixture
 async def raw(admin: RedisProvisioner, redis_server: testbed.Server) -> AsyncIterator[redis.asyncio.Redis]:
     password = await admin.provision("acme")
     await admin.provision("acme2")
-    async with await client_of(redis_server, "acme", password) as client:
+    async with client_of(redis_server.port, "acme", password) as client:
         yield client
 
 
@@ -219,7 +133,7 @@ async def test_provisioning_again_keeps_the_password_and_restores_the_rights(
     async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
         await root.execute_command("ACL", "SETUSER", "acme", "+@all", "allkeys", "(+@all ~*)")
     assert await admin.provision("acme") is None
-    async with await client_of(redis_server, "acme", password) as client:
+    async with client_of(redis_server.port, "acme", password) as client:
         assert await allowed(client, ["DBSIZE", "GET acme2:v:{.key}"]) == []
         assert await client.get("acme:v:{.key}") is None
 
@@ -227,9 +141,9 @@ async def test_provisioning_again_keeps_the_password_and_restores_the_rights(
 async def test_a_given_password_replaces_the_old_one(admin: RedisProvisioner, redis_server: testbed.Server) -> None:
     old = await admin.provision("acme")
     assert await admin.provision("acme", password=Secret("new")) is None
-    async with await client_of(redis_server, "acme", Secret("new")) as client:
+    async with client_of(redis_server.port, "acme", Secret("new")) as client:
         assert await client.ping()
-    async with await client_of(redis_server, "acme", old) as client:
+    async with client_of(redis_server.port, "acme", old) as client:
         with pytest.raises(AuthenticationError):
             await client.ping()
 
@@ -258,14 +172,14 @@ async def test_every_node_has_the_user_and_loses_it(redis_server: testbed.Server
     async with RedisProvisioner(administrator_of(redis_server), administrator_of(replica)) as admin:
         assert await admin.provision("acme") is None
         for node in (redis_server, replica):
-            async with await client_of(node, "acme", password) as client:
+            async with client_of(node.port, "acme", password) as client:
                 assert await allowed(client, ["DBSIZE", "GET acme2:v:{.key}"]) == []
                 await client.get("acme:v:{.key}")
-        async with await client_of(redis_server, "acme", password) as client:
+        async with client_of(redis_server.port, "acme", password) as client:
             await client.set("acme:v:{.key}", "1")
         assert await admin.deprovision("acme", force=True)
         for node in (redis_server, replica):
-            async with await client_of(node, "acme", password) as client:
+            async with client_of(node.port, "acme", password) as client:
                 with pytest.raises(AuthenticationError):
                     await client.ping()
 
@@ -276,8 +190,8 @@ async def test_deprovisioning_refuses_while_there_is_data(
     password = await admin.provision("acme")
     neighbour = await admin.provision("acme2")
     async with (
-        await client_of(redis_server, "acme", password) as client,
-        await client_of(redis_server, "acme2", neighbour) as other,
+        client_of(redis_server.port, "acme", password) as client,
+        client_of(redis_server.port, "acme2", neighbour) as other,
     ):
         await client.set("acme:v:{.key}", "1")
         await other.set("acme2:v:{.key}", "1")

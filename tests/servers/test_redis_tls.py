@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 import testbed
 from kmp_core.errors import ConfigurationError, Unavailable
 from kmp_storage.redis import RedisCache, RedisSettings
+from kmp_storage.testing.cache import eventually
 
 
 @dataclass
@@ -107,7 +108,13 @@ async def test_a_server_of_another_authority_is_refused(certified: Certified) ->
     for settings in ({"tls_ca_file": certified.stranger}, {}):
         with pytest.raises(Unavailable, match="certificate"):  # though an outage would be a miss
             await cache_at(certified, **settings).open()
-    await asyncio.sleep(0.05)  # asyncio closes what failed to shake hands a little later
+
+    async def closed() -> bool:
+        sockets: Any = asyncio.get_running_loop()
+        return len(sockets._selector.get_map()) == 1  # the loop's own
+
+    await eventually(closed)  # asyncio closes what failed to shake hands a little later
+    await asyncio.sleep(0)  # and lets go of it in the turn after that
 
 
 def test_a_file_of_authorities_that_is_not_there_is_a_fault_of_the_configuration() -> None:

@@ -45,6 +45,8 @@ _INSTALLATIONS: Mapping[str, Mapping[str, str]] = {
     "storage.cache": {
         "redis": "kmp-storage[redis]",
         "rediss": "kmp-storage[redis]",
+        "redis+cluster": "kmp-storage[redis]",
+        "rediss+cluster": "kmp-storage[redis]",
         "sqlite": "kmp-storage",
         "memory": "kmp-storage",
     },

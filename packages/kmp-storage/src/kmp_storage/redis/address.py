@@ -50,7 +50,7 @@ class Sentinel:
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """One Redis server and a user of it."""
+    """One Redis server and a user of it; or a cluster, with some of its nodes."""
 
     host: str
     port: int
@@ -60,15 +60,23 @@ class RedisAddress:
     tls: bool = False
     tls_ca_file: str | None = None
     sentinel: Sentinel | None = None
+    cluster: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def read(cls, url: str, *, user: str, settings: RedisSettings, password: Password | None = None) -> RedisAddress:
         """Read `redis://[user[:password]@]host[:port][/database]`; `rediss:` speaks TLS and verifies the server.
 
+        `redis+cluster:` and `rediss+cluster:` name some nodes of a cluster, which tell the others.
         `user` is who logs in where there is a password and nobody else is named. Raises `ConfigurationError`.
         """
         parts = _split(url)
-        nodes = _nodes(parts, several=settings.sentinel is not None)
+        in_cluster = parts.scheme.endswith("+cluster")
+        if in_cluster and settings.sentinel is not None:
+            raise _fault("names a Cluster, which needs no Sentinel: unset KMP_STORAGE_REDIS_SENTINEL")
+        if in_cluster and _database(parts):
+            raise _fault("must not name a database: a Cluster has one alone")
+        port = _DEFAULT_PORT if settings.sentinel is None else _SENTINEL_PORT
+        nodes = _nodes(parts, port, several=in_cluster or settings.sentinel is not None)
         secret = _secret(parts, settings)
         password = _constant(secret) if password is None and secret is not None else password
         named = settings.username or (unquote(parts.username) if parts.username else None)
@@ -78,9 +86,10 @@ class RedisAddress:
             database=_database(parts),
             user=named or (user if password is not None else None),
             password=password,
-            tls=parts.scheme == "rediss",
+            tls=parts.scheme.startswith("rediss"),
             tls_ca_file=None if settings.tls_ca_file is None else str(settings.tls_ca_file),
             sentinel=None if settings.sentinel is None else _sentinel(nodes, parts, settings),
+            cluster=tuple(nodes) if in_cluster else (),
         )
 
     def connection(self, connect_timeout: float | None) -> AbstractConnection:
@@ -109,8 +118,8 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
     except ValueError:
         raise _fault("is no URL") from None
-    if parts.scheme not in ("redis", "rediss"):
-        raise _fault("must begin with redis:// or rediss://")
+    if parts.scheme not in ("redis", "rediss", "redis+cluster", "rediss+cluster"):
+        raise _fault("must begin with redis://, rediss://, redis+cluster:// or rediss+cluster://")
     if not parts.netloc:
         raise _fault("lacks the two slashes before the host")
     if parts.query or parts.fragment:
@@ -118,15 +127,18 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
-def _nodes(parts: SplitResult, *, several: bool) -> list[tuple[str, int]]:
+def _nodes(parts: SplitResult, port: int, *, several: bool) -> list[tuple[str, int]]:
     places = parts.netloc.rpartition("@")[2].split(",")
     if len(places) > 1 and not several:
-        raise _fault("names several servers, which are Sentinels: set KMP_STORAGE_REDIS_SENTINEL, or name one")
+        problem = (
+            "names several servers: set KMP_STORAGE_REDIS_SENTINEL where they are Sentinels, or write redis+cluster://"
+        )
+        raise _fault(problem)
     nodes = []
     for place in places:
         try:
             one = urlsplit(f"//{place}")
-            nodes.append((one.hostname or "localhost", one.port or (_SENTINEL_PORT if several else _DEFAULT_PORT)))
+            nodes.append((one.hostname or "localhost", one.port or port))
         except ValueError:
             raise _fault("has a port that is no number from 0 to 65535") from None
     return nodes

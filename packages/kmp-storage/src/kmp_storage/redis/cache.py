@@ -27,7 +27,9 @@ from kmp_core.telemetry import Telemetry
 from kmp_storage.cache import check_key, time_to_live
 from kmp_storage.protocols import Cache
 from kmp_storage.redis.address import Password, RedisAddress
-from kmp_storage.redis.connections import Command, Connections
+from kmp_storage.redis.channel import Command
+from kmp_storage.redis.cluster import Cluster, Servers
+from kmp_storage.redis.connections import Connections
 from kmp_storage.redis.entries import Keys, decode, encode, is_number
 from kmp_storage.redis.errors import Untrusted, is_outage
 from kmp_storage.redis.leases import Leases
@@ -36,7 +38,7 @@ from kmp_storage.redis.loads import Load, Loads, Look, Terms
 from kmp_storage.redis.locks import Locks
 from kmp_storage.redis.near import Near
 from kmp_storage.redis.reads import Reads
-from kmp_storage.redis.writes import Unsaid
+from kmp_storage.redis.writes import Unsaid, each
 from kmp_storage.settings.redis import RedisSettings
 from kmp_storage.values import CacheStatistics, Lease
 
@@ -88,18 +90,9 @@ class RedisCache(Provider, Cache):
     async def _open(self) -> None:
         settings = self.settings
         self._telemetry = Telemetry("db", "redis", project=self.project, scope="kmp_storage")
-        # A pause that is short enough to be back within seconds, and a patience below the time of a call.
-        breaker = Breaker("redis", longest_pause="3s", patience=self._timeout / 2)
-        connect_timeout = settings.connect_timeout.total_seconds()
         name = f"{self.address.host}:{self.address.port}"
         self._metrics = PoolMetrics(project=self.project, name=name, scope="kmp_storage")
-        self._connections = Connections(
-            self.address,
-            size=settings.pool_size,
-            connect_timeout=connect_timeout,
-            breaker=breaker,
-            metrics=self._metrics,
-        )
+        self._connections = self._servers()
         self._metrics.start(self._connections)
         self._reads = Reads(self._connections, timeout=self._timeout, times=self._near is not None)
         self._leases = Leases(self._connections, timeout=self._timeout)
@@ -115,9 +108,24 @@ class RedisCache(Provider, Cache):
             structlog.get_logger(__name__).warning("redis_away_at_opening", project=self.project, cause=str(error))
         if self._near is not None:
             hear = self._near.listen(
-                self._connections, self._keys, tracking=settings.near_tracking, connect_timeout=connect_timeout
+                self._connections,
+                self._keys,
+                tracking=settings.near_tracking,
+                connect_timeout=settings.connect_timeout.total_seconds(),
             )
             self._hearing = asyncio.create_task(hear, name="kmp-redis-changes", context=detached())
+
+    def _servers(self) -> Servers:
+        address, size, metrics = self.address, self.settings.pool_size, self._metrics
+        connect_timeout = self.settings.connect_timeout.total_seconds()
+
+        def breaker() -> Breaker:
+            # A pause that is short enough to be back within seconds, and a patience below the time of a call.
+            return Breaker("redis", longest_pause="3s", patience=self._timeout / 2)
+
+        if address.cluster:
+            return Cluster(address, size=size, connect_timeout=connect_timeout, breaker=breaker, metrics=metrics)
+        return Connections(address, size=size, connect_timeout=connect_timeout, breaker=breaker(), metrics=metrics)
 
     async def _close(self) -> None:
         if self._hearing is not None:
@@ -130,7 +138,7 @@ class RedisCache(Provider, Cache):
         await asyncio.sleep(0)  # a turn of the event loop, in which the sockets are closed
 
     async def _check(self) -> None:
-        await self._connections.ask(("PING",), seconds=within(None, self._timeout))
+        await self._connections.check(self._keys.value("check"), within(None, self._timeout))
 
     async def get(self, key: str, *, timeout: Timeout = None) -> bytes | None:
         # What is kept near was checked when it came, and is forgotten at close: it needs no more than this.
@@ -187,10 +195,8 @@ class RedisCache(Provider, Cache):
             check_key(key)
         try:
             with self._telemetry.call("delete", len(keys)):
-                if not keys:
-                    return 0
-                remove: Command = ("DEL", *(self._keys.value(key) for key in keys))
-                return int((await self._change(keys, remove, timeout=timeout))[0])
+                parts = self._connections.together([self._keys.value(key) for key in keys])
+                return sum(await each(parts, lambda part: self._delete([keys[n] for n in part], timeout)))
         except BackendError as error:
             if not self._is_miss(error):
                 raise
@@ -251,9 +257,13 @@ class RedisCache(Provider, Cache):
         with self._telemetry.call("statistics"):
             return CacheStatistics(self._hits, self._misses, self._loads.count, self._written + self._loads.written)
 
+    async def _delete(self, keys: list[str], timeout: Timeout) -> int:
+        remove: Command = ("DEL", *(self._keys.value(key) for key in keys))
+        return int((await self._change(tuple(keys), remove, timeout=timeout))[0])
+
     async def _get(self, key: str, seconds: float | None) -> bytes | None:
         if self._unsaid:
-            await self._unsaid.say()
+            await self._unsaid.say(key)
         near = self._near
         if near is None:
             content, _ = await self._reads.get(self._keys.value(key), seconds)
@@ -278,7 +288,7 @@ class RedisCache(Provider, Cache):
         away = False
         if self._unsaid:
             try:
-                await self._unsaid.say()
+                await self._unsaid.say(key)
             except BackendError as error:
                 if not self._is_miss(error):
                     raise
@@ -310,7 +320,7 @@ class RedisCache(Provider, Cache):
         self._forget(keys)
         try:
             if self._unsaid:
-                await self._unsaid.say()
+                await self._unsaid.say(*keys)
             answers = await self._connections.transact(*commands, leases, tell, seconds=seconds, idempotent=idempotent)
             return answers[: len(commands)]
         except BaseException as error:

@@ -1,144 +1,31 @@
-"""The connections to one Redis server: each exchange ends in time, and no answer ever reaches the wrong caller.
-
-An exchange that does not end as it should (cancelled, out of time, cut) takes its connection with it: whatever answer
-is still on its way belongs to nobody any more.
-"""
+"""The connections to one Redis server: handed out in order, and never for longer than a caller has time."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from kmp_core.breaker import Breaker
-from kmp_core.errors import BackendError, DeadlineExceeded, PoolExhausted, Unavailable
+from kmp_core.errors import DeadlineExceeded, KmpError, PoolExhausted, Unavailable
 from kmp_core.plugins import extra
 from kmp_core.pool_metrics import PoolMetrics
 from kmp_storage.redis.address import RedisAddress, unanswered
-from kmp_storage.redis.errors import ERRORS
-from kmp_storage.redis.sentinel import locate
+from kmp_storage.redis.channel import Channel, Command, pack_command
+from kmp_storage.redis.errors import ERRORS, Elsewhere
 
 with extra("redis", install="kmp-storage[redis]"):
-    import hiredis
-    from redis.exceptions import ReadOnlyError, ResponseError
+    from redis.exceptions import ResponseError
 
-__all__ = ["Channel", "Command", "Connections"]
+__all__ = ["Connections", "Value", "due_in"]
 
-Command = tuple[str | bytes | int, ...]
-"""A command and its arguments: `("SET", key, value, "PX", 1000)`."""
+Value = tuple[bytes | None, int]
+"""What stands under a name, and the milliseconds that it has left (-1: no end, or not asked for)."""
 
-_driver: Any = hiredis
-pack_command: Callable[[Command], bytes] = _driver.pack_command  # its stub takes tuples of one element
-
-
-class Channel:
-    """One connection. `ask` sends commands in one go and reads their replies, by a time of the event loop's clock."""
-
-    __slots__ = ("_connection", "_expired", "_scope", "_transport", "broken", "reused")
-
-    def __init__(self) -> None:
-        self._connection: Any = None
-        self._transport: Any = None
-        self._scope: asyncio.Timeout | None = None
-        self._expired = False
-        self.broken = False
-        self.reused = False
-
-    async def connect(self, due: float, address: RedisAddress) -> None:
-        """Connect and log in. On an exception nothing stays open."""
-        self._scope = asyncio.timeout_at(due)
-        try:
-            async with self._scope:
-                left = due - asyncio.get_running_loop().time()
-                self._connection = (await locate(address, seconds=left)).connection(None)
-                await self._connection.connect()
-        except TimeoutError as error:
-            self.discard()
-            raise unanswered(address) from error
-        except BaseException as error:
-            self.discard()
-            translated = ERRORS.translate(error)
-            if translated is None:
-                raise
-            raise translated from error
-        self._connection._parser.set_invalidation_push_handler(_as_it_is)  # or the driver would swallow it
-        self._transport = self._connection._writer.transport  # no public way: disconnect() waits to flush
-
-    def give_up(self) -> None:
-        """End a `connect` that is under way."""
-        if self._scope is not None:
-            self._scope.reschedule(asyncio.get_running_loop().time())
-
-    @property
-    def usable(self) -> bool:
-        """Whether nothing is known that would spoil the next exchange: a closed end, bytes that nobody asked for."""
-        parser = self._connection._parser
-        return not (self.broken or self._transport.is_closing() or parser._stream.at_eof() or parser._reader.has_data())
-
-    async def ask(self, packed: list[bytes], replies: int, due: float) -> list[Any]:
-        """Send, and return the replies in order; a reply that is an error stands in the list as an exception."""
-        timer = asyncio.get_running_loop().call_at(due, self._expire)
-        connection, answers = self._connection, []
-        try:
-            await connection.send_packed_command(packed, check_health=False)
-            for _ in range(replies):
-                try:
-                    answers.append(await connection.read_response(disconnect_on_error=False))
-                except ResponseError as error:
-                    answers.append(error)
-        except BaseException as error:
-            self.discard()
-            if self._expired and isinstance(error, Exception):
-                message = "Redis did not answer within the time allowed"
-                raise DeadlineExceeded(message, backend="redis", outcome_unknown=True) from error
-            translated = ERRORS.translate(error)
-            if translated is None:
-                raise
-            if isinstance(translated, BackendError):
-                translated.outcome_unknown = True
-            raise translated from error
-        finally:
-            timer.cancel()
-        if any(isinstance(answer, ReadOnlyError) for answer in answers):
-            self.broken = True  # a primary that became a replica: the next connection finds the new one
-        return answers
-
-    async def say(self, command: Command) -> None:
-        """Send a command and leave its answer to `heard`."""
-        with ERRORS.translating():
-            await self._connection.send_packed_command([pack_command(command)], check_health=False)
-
-    async def heard(self, seconds: float) -> Any:
-        """What the server pushes next, or None where it said nothing for so long."""
-        try:
-            return await self._connection.read_response(timeout=seconds, disconnect_on_error=False, push_request=True)
-        except Exception as error:
-            translated = ERRORS.translate(error)
-            if translated is None:
-                raise
-            raise translated from error
-
-    def abort(self) -> None:
-        """Cut the connection now, without waiting for anything."""
-        self.broken = True
-        if self._transport is not None:
-            self._transport.abort()
-
-    def discard(self) -> None:
-        """Cut the connection and let go of it."""
-        self.abort()
-        if self._connection is not None:
-            self._connection._close()
-
-    def _expire(self) -> None:
-        self._expired = True
-        self.abort()
-
-
-async def _as_it_is(message: Any) -> Any:
-    return message
+_ASKING: Command = ("ASKING",)
 
 
 class Connections:
@@ -183,40 +70,90 @@ class Connections:
     def _has_room(self) -> bool:
         return not self._closed and self.in_use + self.idle + len(self._connecting) < self._limit
 
-    async def ask(self, *commands: Command, seconds: float | None, idempotent: bool = True) -> list[Any]:
+    async def ask(
+        self, *commands: Command, seconds: float | None, idempotent: bool = True, asking: bool = False
+    ) -> list[Any]:
         """Send commands in one go, and return their replies; the first that is an error is raised.
 
-        What is idempotent is tried once more where an idle connection turns out to be dead.
+        What is idempotent is tried once more where an idle connection turns out to be dead. `asking` is for a node of
+        a cluster that another one pointed to for this once.
         """
+        if asking:
+            commands = tuple(itertools.chain.from_iterable((_ASKING, command) for command in commands))
         packed = [pack_command(command) for command in commands]
-        due = self._due(seconds)
+        due = due_in(seconds)
         with self.breaker.guard():
-            return _checked(await self._exchange(packed, due, again=idempotent))
+            answers = await self._exchange(packed, due, again=idempotent)
+            error = _error(answers)
+            if error is not None and not isinstance(error, Elsewhere):
+                raise error from error.__cause__
+        if error is not None:  # the answer of a server that is well
+            raise error from error.__cause__
+        return answers[1::2] if asking else answers
 
-    async def transact(self, *commands: Command, seconds: float | None, idempotent: bool = True) -> list[Any]:
+    async def transact(
+        self, *commands: Command, seconds: float | None, idempotent: bool = True, asking: bool = False
+    ) -> list[Any]:
         """Send commands that take effect together or not at all, and return their replies."""
-        answers = await self.ask(("MULTI",), *commands, ("EXEC",), seconds=seconds, idempotent=idempotent)
+        whole = (*((_ASKING,) if asking else ()), ("MULTI",), *commands, ("EXEC",))
+        answers = await self.ask(*whole, seconds=seconds, idempotent=idempotent)
         return _checked(answers[-1])
 
-    @asynccontextmanager
-    async def session(self, seconds: float | None) -> AsyncIterator[Session]:
-        """One connection for several exchanges, for WATCH. However it ends, nothing stays watched."""
-        due = self._due(seconds)
+    async def if_equal(
+        self, name: bytes, value: bytes, *commands: Command, seconds: float | None, asking: bool = False
+    ) -> bool:
+        """Run the commands as one transaction while this value stands there; False, and nothing done, where not.
+
+        However it ends, nothing stays watched.
+        """
+        due = due_in(seconds)
+        elsewhere: Elsewhere | None = None
         with self.breaker.guard():
             channel = await self._acquire(due)
-            session = Session(channel, due)
+            session = Session(channel, due, asking=asking)
             try:
-                yield session
-            except BaseException:
+                if await session.watch(name) == value:
+                    return await session.commit(*commands)
+                await session.unwatch()
+            except Elsewhere as error:
+                elsewhere = error
+            finally:
                 if session.watching:  # rather than a watch that spoils the next one's transaction
                     channel.discard()
-                raise
-            finally:
                 self._release(channel)
+        if elsewhere is not None:
+            raise elsewhere
+        return False
+
+    async def values(self, names: Sequence[bytes], *, times: bool, seconds: float | None) -> dict[bytes, Value]:
+        """What stands under these names, in one go."""
+        lefts: list[Command] = [("PTTL", name) for name in names] if times else []
+        contents, *left = await self.ask(("MGET", *names), *lefts, seconds=seconds)
+        return dict(zip(names, zip(contents, left if times else [-1] * len(names), strict=True), strict=True))
+
+    async def check(self, name: bytes, seconds: float | None) -> None:
+        """Raise what is wrong with the server."""
+        await self.ask(("PING",), seconds=seconds)
+
+    def home(self, name: bytes) -> object:
+        """Who keeps this name: what cannot be reached together has different homes."""
+        return self
+
+    def together(self, names: Sequence[bytes]) -> list[list[int]]:
+        """The positions of those names that one transaction may change together."""
+        return [list(range(len(names)))] if names else []
+
+    async def speakers(self, *, every: bool) -> list[Connections]:
+        """Who has to be listened to, to hear of all changes; `every` where each server speaks of its own alone."""
+        return [self]
+
+    async def moved(self) -> None:
+        """Return when others have to be listened to."""
+        await asyncio.get_running_loop().create_future()
 
     async def listen(self, command: Command, *, seconds: float) -> Channel:
         """A connection of its own on which this command has the server push messages; its user discards it."""
-        due = self._due(seconds)
+        due = due_in(seconds)
         channel = Channel()
         await channel.connect(due, self.address)
         try:
@@ -227,6 +164,14 @@ class Connections:
             channel.discard()
             raise
         return channel
+
+    def retire(self) -> None:
+        """Take no more calls, and let those under way come to their end."""
+        self._closed = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._drop_idle()
 
     def close(self) -> None:
         """Cut everything. Calls under way end with `Unavailable`."""
@@ -252,11 +197,6 @@ class Connections:
         finally:
             self._release(channel)
         return await self._exchange(packed, due, again=False)
-
-    def _due(self, seconds: float | None) -> float:
-        if seconds is not None and seconds <= 0:
-            raise DeadlineExceeded("no time was left to ask Redis", backend="redis")
-        return asyncio.get_running_loop().time() + (86_400.0 if seconds is None else seconds)
 
     async def _acquire(self, due: float) -> Channel:
         while True:
@@ -356,22 +296,22 @@ class Connections:
 class Session:
     """Exchanges on one connection, for as long as WATCH must hold."""
 
-    def __init__(self, channel: Channel, due: float) -> None:
+    def __init__(self, channel: Channel, due: float, *, asking: bool) -> None:
         self._channel = channel
         self._due = due
+        self._lead: tuple[Command, ...] = (_ASKING,) if asking else ()
         self.watching = False
 
-    async def watch(self, key: bytes, *reads: Command) -> list[Any]:
-        """Watch a key, and return what the reads find after that."""
+    async def watch(self, name: bytes) -> Any:
+        """Watch a name, and return what stands there after that."""
         self.watching = True
-        answers = await self._ask(("WATCH", key), *reads)
-        return answers[1:]
+        return (await self._ask(*self._lead, ("WATCH", name), *self._lead, ("GET", name)))[-1]
 
-    async def commit(self, *commands: Command) -> list[Any] | None:
-        """Run the commands as one transaction; None where a watched key was changed meanwhile."""
-        answers = await self._ask(("MULTI",), *commands, ("EXEC",))
+    async def commit(self, *commands: Command) -> bool:
+        """Run the commands as one transaction; False where a watched name was changed meanwhile."""
+        answers = await self._ask(*self._lead, ("MULTI",), *commands, ("EXEC",))
         self.watching = False
-        return None if answers[-1] is None else _checked(answers[-1])
+        return answers[-1] is not None and bool(_checked(answers[-1]))
 
     async def unwatch(self) -> None:
         """Give up without a transaction."""
@@ -383,8 +323,25 @@ class Session:
         return _checked(await self._channel.ask(packed, len(packed), self._due))
 
 
-def _checked(answers: list[Any]) -> list[Any]:
+def due_in(seconds: float | None) -> float:
+    """The time of the event loop's clock by which a call must have ended."""
+    if seconds is not None and seconds <= 0:
+        raise DeadlineExceeded("no time was left to ask Redis", backend="redis")
+    return asyncio.get_running_loop().time() + (86_400.0 if seconds is None else seconds)
+
+
+def _error(answers: list[Any]) -> KmpError | None:
     for answer in answers:
         if isinstance(answer, ResponseError):
-            raise ERRORS.translate(answer) or answer from answer
+            error = ERRORS.translate(answer)
+            assert error is not None  # the table has their root
+            error.__cause__ = answer
+            return error
+    return None
+
+
+def _checked(answers: list[Any]) -> list[Any]:
+    error = _error(answers)
+    if error is not None:
+        raise error from error.__cause__
     return answers

@@ -21,13 +21,31 @@ from kmp_core.plugins import extra
 with extra("redis", install="kmp-storage[redis]"):
     from redis import exceptions
 
-__all__ = ["ERRORS", "Untrusted", "is_outage"]
+__all__ = ["ERRORS", "Elsewhere", "Untrusted", "is_outage"]
 
 _BACKEND = "redis"
 
 
 class Untrusted(Unavailable):
     """Something answers, and its certificate does not hold: at the start of a service a fault, and no outage."""
+
+
+class Elsewhere(BackendError):
+    """What was asked for is at another node of a Redis Cluster: `place`, which is None while half of it has moved.
+
+    `once` where that node has it only for who was sent there. A cluster's client follows; nobody else should see it.
+    """
+
+    def __init__(self, place: tuple[str, int] | None, *, once: bool) -> None:
+        message = "this Redis is a node of a Cluster; write redis+cluster:// in KMP_STORAGE_CACHE_URL"
+        super().__init__(message, backend=_BACKEND)
+        self.place = place
+        self.once = once
+
+
+def _elsewhere(error: BaseException) -> KmpError:
+    place = (error.host, error.port) if isinstance(error, exceptions.AskError) else None
+    return Elsewhere(place, once=not isinstance(error, exceptions.MovedError))
 
 
 def _unavailable(error: BaseException) -> KmpError:
@@ -68,8 +86,8 @@ ERRORS = ErrorTable(
         exceptions.ReadOnlyError: _refuses,
         exceptions.OutOfMemoryError: _refuses,
         exceptions.ClusterDownError: _refuses,
-        exceptions.TryAgainError: _refuses,
-        exceptions.AskError: _refuses,
+        exceptions.TryAgainError: _elsewhere,
+        exceptions.AskError: _elsewhere,
         exceptions.RedisError: _failed,
     }
 )

@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from kmp_core.errors import KmpError
-from kmp_storage.redis.connections import Command, Connections
+from kmp_storage.redis.channel import Command
+from kmp_storage.redis.cluster import Servers
 
 __all__ = ["Leases"]
 
@@ -24,7 +25,7 @@ T = TypeVar("T")
 class Leases:
     """The leases that this process holds, renewed while they are held and let go of whatever happens."""
 
-    def __init__(self, connections: Connections, *, timeout: float) -> None:
+    def __init__(self, connections: Servers, *, timeout: float) -> None:
         self._connections = connections
         self._timeout = timeout
         self._releasing: set[asyncio.Task[bool]] = set()
@@ -36,12 +37,8 @@ class Leases:
 
     async def if_mine(self, name: bytes, owner: bytes, *commands: Command, seconds: float | None = None) -> bool:
         """Run the commands as one transaction while the lease is the owner's; False, and nothing done, where not."""
-        async with self._connections.session(self._timeout if seconds is None else seconds) as session:
-            (holder,) = await session.watch(name, ("GET", name))
-            if holder == owner:
-                return await session.commit(*commands) is not None
-            await session.unwatch()
-            return False
+        seconds = self._timeout if seconds is None else seconds
+        return await self._connections.if_equal(name, owner, *commands, seconds=seconds)
 
     async def take(self, name: bytes, owner: bytes, work: Coroutine[Any, Any, T]) -> T:
         """Await the exchange that may take the lease, to its end even where the caller is cancelled, and let go then.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kmp_core.errors import InvalidInput
-from kmp_storage.redis.connections import Connections
+from kmp_storage.redis.cluster import Servers
 from kmp_storage.redis.entries import Keys
 
 __all__ = ["Allowance", "Limits"]
@@ -28,7 +28,7 @@ class Limits:
     At most `rate` are allowed in a window, so at most twice as many in any stretch of its length, which spans two.
     """
 
-    def __init__(self, connections: Connections, keys: Keys) -> None:
+    def __init__(self, connections: Servers, keys: Keys) -> None:
         self._connections = connections
         self._keys = keys
 

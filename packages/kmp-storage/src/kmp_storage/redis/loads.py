@@ -15,7 +15,7 @@ from kmp_core.deadlines import deadline, remaining
 from kmp_core.errors import BackendError
 from kmp_storage.embedded.cache.file import Pauses
 from kmp_storage.embedded.cache.flights import Flights, Landed
-from kmp_storage.redis.connections import Connections
+from kmp_storage.redis.cluster import Servers
 from kmp_storage.redis.entries import NOTHING, Found, Keys, decode, encode
 from kmp_storage.redis.errors import is_outage
 from kmp_storage.redis.leases import Leases
@@ -61,7 +61,7 @@ class Look:
 class Loads:
     """The loads of one open cache."""
 
-    def __init__(self, connections: Connections, leases: Leases, keys: Keys, settings: RedisSettings) -> None:
+    def __init__(self, connections: Servers, leases: Leases, keys: Keys, settings: RedisSettings) -> None:
         self._connections = connections
         self._leases = leases
         self._keys = keys

@@ -15,7 +15,7 @@ from kmp_core.deadlines import deadline
 from kmp_core.errors import Conflict
 from kmp_core.telemetry import Telemetry
 from kmp_storage.embedded.cache.file import Pauses
-from kmp_storage.redis.connections import Connections
+from kmp_storage.redis.cluster import Servers
 from kmp_storage.redis.entries import Keys
 from kmp_storage.redis.leases import Leases
 from kmp_storage.values import Lease
@@ -29,7 +29,7 @@ _TOKEN_SECONDS = 7 * 86_400
 class Locks:
     """The locks of one open cache."""
 
-    def __init__(self, connections: Connections, leases: Leases, keys: Keys, *, timeout: float) -> None:
+    def __init__(self, connections: Servers, leases: Leases, keys: Keys, *, timeout: float) -> None:
         self._connections = connections
         self._leases = leases
         self._keys = keys

@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import random
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 from kmp_core.errors import KmpError
-from kmp_storage.redis.connections import Channel, Connections
+from kmp_storage.redis.channel import Channel
+from kmp_storage.redis.cluster import Servers
 from kmp_storage.redis.entries import Found, Keys
 
 __all__ = ["Near", "Reservation"]
@@ -94,21 +97,23 @@ class Near:
             reservation.spoilt = True
         self._reserved.clear()
 
-    async def listen(self, connections: Connections, keys: Keys, *, tracking: bool, connect_timeout: float) -> None:
+    async def listen(self, servers: Servers, keys: Keys, *, tracking: bool, connect_timeout: float) -> None:
         """Hear of changes for ever: live while they are heard, empty from the moment in which they are not."""
         command = keys.tracked if tracking else ("SUBSCRIBE", keys.channel)
         pause = _FIRST_PAUSE
         while True:
-            heard: Channel | None = None
+            heard: list[Channel] = []
             with contextlib.suppress(KmpError):
-                heard = await connections.listen(command, seconds=connect_timeout)
-                self.live, pause = True, _FIRST_PAUSE
                 try:
-                    await self._hear(heard, keys)
+                    for server in await servers.speakers(every=tracking):
+                        heard.append(await server.listen(command, seconds=connect_timeout))
+                    self.live, pause = True, _FIRST_PAUSE
+                    await _first(servers.moved(), *(self._hear(channel, keys) for channel in heard))
                 finally:
                     self.live = False
                     self.clear()
-                    heard.discard()
+                    for channel in heard:
+                        channel.discard()
             await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - spreads processes, no secret
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -149,6 +154,19 @@ class Near:
         entry = self._old.pop(key, None)
         if entry is not None:
             self._old_bytes -= _size(key, entry)
+
+
+async def _first(*works: Coroutine[Any, Any, None]) -> None:
+    """Run all until one ends, and end the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    for task in done:
+        task.result()
 
 
 def _size(key: str, entry: tuple[float, bytes]) -> int:

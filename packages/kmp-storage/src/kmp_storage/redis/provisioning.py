@@ -5,7 +5,7 @@
         await admin.deprovision("skyline", force=True)
 
 This needs an administrator's rights, which a service never has: run it where projects are made. Access lists are not
-replicated, so name every node, replicas too.
+replicated, so name every node, replicas too; of a cluster (`redis+cluster://`) one is enough, which knows the others.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import structlog
 
 from kmp_core.breaker import Breaker
 from kmp_core.deadlines import Timeout, deadline
-from kmp_core.errors import BackendError, ConfigurationError, Conflict, Fault
+from kmp_core.errors import BackendError, ConfigurationError, Conflict, Fault, Unavailable
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
 from kmp_core.secrets import Secret
 from kmp_storage.redis.address import RedisAddress
-from kmp_storage.redis.connections import Command, Connections
+from kmp_storage.redis.channel import Command
+from kmp_storage.redis.connections import Connections
 from kmp_storage.settings.redis import RedisSettings
 
-__all__ = ["COMMANDS", "RedisProvisioner"]
+__all__ = ["CLUSTER_COMMANDS", "COMMANDS", "RedisProvisioner"]
 
 COMMANDS = (
     *("get", "mget", "set", "del", "unlink", "exists", "pttl", "pexpire", "expire", "incr", "incrby"),
@@ -38,6 +40,9 @@ COMMANDS = (
 )
 """All that a project's user may do, each on its own keys and channels. An allow-list: what a new version of Redis adds
 is refused until somebody has looked at what it shows of the neighbours."""
+
+CLUSTER_COMMANDS = ("cluster|slots", "asking")
+"""What it may do on a cluster beside: learn which node has which slot, and follow where a node points to."""
 
 _AT_ONCE = 500
 
@@ -53,24 +58,21 @@ class RedisProvisioner(Provider):
         self.settings = RedisSettings.load() if settings is None else settings
         # The URLs name the administrator and the nodes; a service's own user and password are not meant.
         here = self.settings.model_copy(update={"username": None, "password": None, "sentinel": None})
-        self._addresses = [RedisAddress.read(url, user="default", settings=here) for url in urls]
+        self._named = [RedisAddress.read(url, user="default", settings=here) for url in urls]
+        self._in_cluster = any(address.cluster for address in self._named)
+        self._connections: dict[RedisAddress, Connections] = {}
         self._timeout = self.settings.timeout.total_seconds()
 
     async def _open(self) -> None:
-        connect_timeout = self.settings.connect_timeout.total_seconds()
-        self._nodes = [
-            Connections(address, size=1, connect_timeout=connect_timeout, breaker=Breaker("redis"))
-            for address in self._addresses
-        ]
         await self._check()
 
     async def _close(self) -> None:
-        for node in self._nodes:
+        for node in self._connections.values():
             node.close()
         await asyncio.sleep(0)  # a turn of the event loop, in which the sockets are closed
 
     async def _check(self) -> None:
-        for node in self._nodes:
+        for node in await self._nodes():
             await self._ask(node, "PING")
 
     async def provision(
@@ -91,15 +93,20 @@ class RedisProvisioner(Provider):
         user = backend_name(Project(project), "redis")
         async with deadline(timeout, what=f"provisioning {project}", backend="redis"):
             made: Secret | None = None
-            hashes = [] if password is not None else await self._hashes(user)
+            nodes = await self._nodes()
+            hashes = [] if password is not None else await self._hashes(nodes, user)
             if password is None and not hashes:
                 password = made = Secret(secrets.token_urlsafe(32), name="password")
             if password is not None:
                 # Its hash, so that the password itself is never on the way or in a slow log.
                 hashes = [hashlib.sha256(password.reveal().encode()).hexdigest()]
-            commands = (*COMMANDS, "client|tracking") if placement == "dedicated" else COMMANDS
+            commands = (
+                *COMMANDS,
+                *(CLUSTER_COMMANDS if self._in_cluster else ()),
+                *(("client|tracking",) if placement == "dedicated" else ()),
+            )
             rules = ("reset", "on", f"~{user}:*", f"&{user}:*", *(f"+{command}" for command in commands))
-            for node in self._nodes:
+            for node in nodes:
                 # One command, so there is no moment in which the user has less than before and is thrown out.
                 await self._ask(node, "ACL", "SETUSER", user, *rules, *(f"#{one}" for one in hashes))
                 await self._persist(node)
@@ -113,28 +120,58 @@ class RedisProvisioner(Provider):
         self.ensure_open()
         user = backend_name(Project(project), "redis")
         async with deadline(timeout, what=f"deprovisioning {project}", backend="redis"):
+            nodes = await self._nodes()
             if not force:
-                await self._require_empty(user)
+                await self._require_empty(nodes, user)
             removed = 0
-            for node in self._nodes:
+            for node in nodes:
                 removed += await self._ask(node, "ACL", "DELUSER", user)  # which also ends its connections
                 await self._persist(node)
             if not force:
-                await self._require_empty(user)  # nobody can write any more
+                await self._require_empty(nodes, user)  # nobody can write any more
                 return removed > 0
-            for node in self._nodes:
+            for node in nodes:
                 removed += await self._purge(node, user)
             return removed > 0
 
-    async def _hashes(self, user: str) -> list[str]:
-        for node in self._nodes:
+    async def _nodes(self) -> list[Connections]:
+        """All nodes as they are now: a cluster may have got others since."""
+        addresses = []
+        for address in self._named:
+            addresses += [address] if not address.cluster else await self._members(address)
+        return [self._node(address) for address in addresses]
+
+    def _node(self, address: RedisAddress) -> Connections:
+        if address not in self._connections:
+            connect_timeout = self.settings.connect_timeout.total_seconds()
+            self._connections[address] = Connections(
+                address, size=1, connect_timeout=connect_timeout, breaker=Breaker("redis")
+            )
+        return self._connections[address]
+
+    async def _members(self, cluster: RedisAddress) -> list[RedisAddress]:
+        """What the first node that answers says who belongs to its cluster, primaries and replicas."""
+        causes = []
+        for host, port in cluster.cluster:
+            node = self._node(replace(cluster, host=host, port=port, cluster=()))
+            try:
+                listing = await self._ask(node, "CLUSTER", "NODES")
+            except Unavailable as error:
+                causes.append(f"{host}:{port}: {error}")
+                continue
+            places = [place for line in listing.decode().splitlines() if (place := _place(line, host)) is not None]
+            return [replace(cluster, host=host, port=port, cluster=()) for host, port in places]
+        raise Unavailable(f"no node of the Redis Cluster answers ({'; '.join(causes)})", backend="redis")
+
+    async def _hashes(self, nodes: list[Connections], user: str) -> list[str]:
+        for node in nodes:
             found = await self._ask(node, "ACL", "GETUSER", user)
             if found is not None:
                 return [one.decode() for one in found[b"passwords"]]
         return []
 
-    async def _require_empty(self, user: str) -> None:
-        for node in self._nodes:
+    async def _require_empty(self, nodes: list[Connections], user: str) -> None:
+        for node in nodes:
             async for keys in self._keys(node, user):
                 problem = f"the project {user} still has keys such as {keys[0].decode(errors='replace')!r}"
                 raise Conflict(f"{problem}; deprovision with force=True deletes them", project=user)
@@ -144,7 +181,8 @@ class RedisProvisioner(Provider):
             return 0  # its primary tells it
         count = 0
         async for keys in self._keys(node, user):
-            count += int(await self._ask(node, "UNLINK", *keys))
+            # One by one, if in one go: in a cluster each may have another slot.
+            count += sum(await node.ask(*(("UNLINK", key) for key in keys), seconds=self._timeout))
         return count
 
     async def _keys(self, node: Connections, user: str) -> AsyncIterator[list[bytes]]:
@@ -171,3 +209,13 @@ class RedisProvisioner(Provider):
         whole: Command = command
         (answer,) = await node.ask(whole, seconds=self._timeout)
         return answer
+
+
+def _place(line: str, asked: str) -> tuple[str, int] | None:
+    """Where a node of `CLUSTER NODES` is; None for one that is just coming or has no address any more."""
+    _, address, flags, *_ = line.split(" ")
+    if not {"handshake", "noaddr"}.isdisjoint(flags.split(",")):
+        return None
+    place, *names = address.split(",")
+    host, _, port = place.partition("@")[0].rpartition(":")
+    return (names[0] if names and names[0] else host) or asked, int(port)

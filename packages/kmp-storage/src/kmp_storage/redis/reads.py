@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections.abc import Mapping
 from typing import Any
 
-from kmp_core.errors import DeadlineExceeded
-from kmp_storage.redis.connections import Command, Connections
+from kmp_core.errors import BackendError, DeadlineExceeded
+from kmp_storage.redis.channel import Command
+from kmp_storage.redis.cluster import Servers
+from kmp_storage.redis.connections import Value
 
 __all__ = ["Reads"]
 
@@ -21,15 +24,15 @@ class Reads:
     cancelled leaves its fellow travellers alone.
     """
 
-    def __init__(self, connections: Connections, *, timeout: float, times: bool) -> None:
+    def __init__(self, connections: Servers, *, timeout: float, times: bool) -> None:
         self._connections = connections
         self._timeout = timeout
         self._times = times
         self._busy = 0
-        self._batch: list[tuple[bytes, asyncio.Future[tuple[bytes | None, int]]]] = []
+        self._batch: list[tuple[bytes, asyncio.Future[Value]]] = []
         self._running: set[asyncio.Task[None]] = set()
 
-    async def get(self, name: bytes, seconds: float | None) -> tuple[bytes | None, int]:
+    async def get(self, name: bytes, seconds: float | None) -> Value:
         """The content under this name, or None, and what it has left."""
         if self._busy == 0:
             self._busy += 1
@@ -48,11 +51,11 @@ class Reads:
     def _single(self, name: bytes) -> tuple[Command, ...]:
         return (("GET", name), ("PTTL", name)) if self._times else (("GET", name),)
 
-    async def _travel(self, name: bytes, seconds: float | None) -> tuple[bytes | None, int]:
+    async def _travel(self, name: bytes, seconds: float | None) -> Value:
         if seconds is not None and seconds <= 0:
             raise DeadlineExceeded("no time was left to ask Redis", backend="redis")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[tuple[bytes | None, int]] = loop.create_future()
+        future: asyncio.Future[Value] = loop.create_future()
         if not self._batch:
             loop.call_soon(self._depart)
         self._batch.append((name, future))
@@ -75,15 +78,14 @@ class Reads:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _run(self, batch: list[tuple[bytes, asyncio.Future[tuple[bytes | None, int]]]]) -> None:
+    async def _run(self, batch: list[tuple[bytes, asyncio.Future[Value]]]) -> None:
         self._busy += 1
         try:
             names = [name for name, future in batch if not future.done()]
             if not names:
                 return
-            times: list[Command] = [("PTTL", name) for name in names] if self._times else []
-            answers = await self._connections.ask(("MGET", *names), *times, seconds=self._timeout)
-            _deliver(batch, names, answers, times=self._times)
+            found = await self._connections.values(names, times=self._times, seconds=self._timeout)
+            _deliver(batch, found)
         except Exception as error:
             for _, future in batch:
                 if not future.done():
@@ -92,18 +94,14 @@ class Reads:
             self._busy -= 1
 
 
-def _deliver(
-    batch: list[tuple[bytes, asyncio.Future[tuple[bytes | None, int]]]],
-    names: list[bytes],
-    answers: list[Any],
-    *,
-    times: bool,
-) -> None:
-    left = answers[1:] if times else [-1] * len(names)
-    found = dict(zip(names, zip(answers[0], left, strict=True), strict=True))
+def _deliver(batch: list[tuple[bytes, asyncio.Future[Value]]], found: Mapping[bytes, Value | BackendError]) -> None:
     for name, future in batch:
         if not future.done():
-            future.set_result(found[name])
+            value = found[name]
+            if isinstance(value, tuple):
+                future.set_result(value)
+            else:
+                future.set_exception(value)  # of its own server: others may have answered
 
 
 def _expire(future: asyncio.Future[Any]) -> None:

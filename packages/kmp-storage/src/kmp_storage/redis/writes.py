@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 import structlog
 
-from kmp_storage.redis.connections import Connections
+from kmp_storage.redis.cluster import Servers
 from kmp_storage.redis.entries import Keys
 
-__all__ = ["Unsaid"]
+__all__ = ["Unsaid", "each"]
+
+T = TypeVar("T")
 
 _MOST = 10_000
 _AT_ONCE = 500
+_SIDE_BY_SIDE = 100
 
 
 class Unsaid:
     """What a process set or deleted while Redis was away, or without hearing whether it took effect.
 
-    The keys are deleted before the next call of this process, so none of its callers gets an old value back. They are
-    forgotten with the process, and beyond ten thousand the eldest are.
+    The keys are deleted before this process asks their server again, so none of its callers gets an old value back.
+    They are forgotten with the process, and beyond ten thousand the eldest are.
     """
 
-    def __init__(self, connections: Connections, keys: Keys, *, timeout: float) -> None:
+    def __init__(self, connections: Servers, keys: Keys, *, timeout: float) -> None:
         self._connections = connections
         self._keys = keys
         self._timeout = timeout
@@ -38,12 +46,37 @@ class Unsaid:
         if lost > 0:
             structlog.get_logger(__name__).warning("redis_writes_forgotten", count=lost)
 
-    async def say(self) -> None:
-        """Delete them now. Raises what the connection raises, and then remembers them on."""
-        while self._pending:
-            keys = list(self._pending)[:_AT_ONCE]
-            names = [name for key in keys for name in (self._keys.value(key), self._keys.lease(key))]
-            tell = ("PUBLISH", self._keys.channel, "\n".join(keys))
-            await self._connections.ask(("DEL", *names), tell, seconds=self._timeout)
-            for key in keys:
-                self._pending.pop(key, None)
+    async def say(self, *wanted: str) -> None:
+        """Delete them now, where these are kept. Raises what the connection raises, and then remembers them on."""
+        homes = {self._connections.home(self._keys.value(key)) for key in wanted}
+        while keys := self._at(homes):
+            parts = self._connections.together([self._keys.value(key) for key in keys])
+            await each(parts, lambda part: self._delete([keys[position] for position in part]))
+
+    def _at(self, homes: set[object]) -> list[str]:
+        """Some of the pending keys that are kept there."""
+        here = (key for key in self._pending if self._connections.home(self._keys.value(key)) in homes)
+        return list(itertools.islice(here, _AT_ONCE))
+
+    async def _delete(self, keys: list[str]) -> None:
+        names = [name for key in keys for name in (self._keys.value(key), self._keys.lease(key))]
+        tell = ("PUBLISH", self._keys.channel, "\n".join(keys))
+        await self._connections.ask(("DEL", *names), tell, seconds=self._timeout)
+        for key in keys:
+            self._pending.pop(key, None)
+
+
+async def each(parts: list[list[int]], change: Callable[[list[int]], Awaitable[T]]) -> list[T]:
+    """Make these changes, which no transaction can make together, side by side; then raise what went wrong first."""
+    if len(parts) == 1:
+        return [await change(parts[0])]
+    outcomes: list[T | BaseException] = []
+    for begin in range(0, len(parts), _SIDE_BY_SIDE):
+        some = parts[begin : begin + _SIDE_BY_SIDE]
+        outcomes += await asyncio.gather(*(change(part) for part in some), return_exceptions=True)
+    done = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        done.append(outcome)
+    return done

@@ -38,7 +38,7 @@ class RedisSettings(Settings, prefix="storage.redis"):
     """Certificates of the authorities that may sign the server's, for `rediss:`; the system's where None."""
 
     pool_size: int = Field(default=10, ge=1, le=1000)
-    """Connections that one process keeps open at most, beside the one that hears of changes."""
+    """Connections that one process keeps open at most, with each node of a Cluster, beside what hears of changes."""
 
     timeout: Duration = Field(default=timedelta(seconds=1), gt=timedelta(0))
     """How long a call may take where it names no timeout of its own, waiting for a connection included."""
