@@ -33,7 +33,7 @@ OFFICIAL = {
 }
 """Servers whose official image keeps the contract of our entry points; the others are always built."""
 
-SERVERS = ("timescaledb", "neo4j", "redis", "kafka", "s3", "toxiproxy")
+SERVERS = ("timescaledb", "pgbouncer", "neo4j", "redis", "kafka", "s3", "toxiproxy")
 PULL_SECONDS = 600
 
 

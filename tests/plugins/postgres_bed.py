@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
+import images
 
 import testbed
 
@@ -47,6 +49,33 @@ async def own_database(server: testbed.Server) -> AsyncIterator[tuple[str, str]]
         async with admin(server) as connection:
             await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
             await connection.execute(f"DROP ROLE {name}")
+
+
+@contextmanager
+def pooler_before(server: testbed.Server, *, size: int = 5) -> Iterator[testbed.Server]:
+    """A real PgBouncer in transaction mode before the server, with so many of its connections for each project."""
+    from testcontainers.core.container import DockerContainer
+
+    port = testbed.free_port()
+    container = DockerContainer(images.have("pgbouncer"))
+    environment = {"PORT": port, "SERVER_PORT": server.port, "POSTGRES_PASSWORD": server.password, "SIZE": size}
+    for variable, value in environment.items():
+        container.with_env(variable, str(value))
+    # On the host's own network, so that it reaches what is published on 127.0.0.1 and listens nowhere else.
+    container.with_kwargs(labels={testbed.LABEL: str(os.getpid())}, network_mode="host")
+    container.start()
+    pooler = testbed.Server("pgbouncer", port, server.password, container, testbed.postgres_ready)
+    try:
+        pooler.wait_ready()
+        yield pooler
+    finally:
+        pooler.stop()
+
+
+def url_at(url: str, port: int) -> str:
+    """The same URL, led through another port."""
+    head, _, tail = url.partition("@127.0.0.1:")
+    return f"{head}@127.0.0.1:{port}/{tail.partition('/')[2]}"
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:

@@ -1,4 +1,4 @@
-"""The TimescaleDB store keeps the contract, on TimescaleDB's Apache-2 tier and on plain PostgreSQL."""
+"""The TimescaleDB store keeps the contract: on TimescaleDB's Apache-2 tier, on plain PostgreSQL, behind PgBouncer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kmp_core.testing import Make
 from kmp_storage.testing.shared_timeseries import SharedTimeSeriesContract
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
 from kmp_storage.timescale.provisioning import Access, Quota, TimescaleProvisioner
-from postgres_bed import admin, admin_url
+from postgres_bed import admin, admin_url, pooler_before, url_at
 
 PROJECTS = ("acme", "acme2")
 
@@ -74,3 +74,31 @@ class TestTimescaleStorePlain(Contract):
     async def test_the_tier_is_plain(self, make: Make) -> None:
         async with make() as store:
             assert store.tier == "plain"
+
+
+class TestTimescaleStoreBehindAPooler(Contract):
+    extension = True
+    # What is asked is the same SQL as without a pooler, and takes its time.
+    test_buckets_follow_the_local_clock_when_it_changes = None
+    test_filled_buckets_follow_the_local_clock_when_it_changes = None
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def pooler(cls, timescaledb: testbed.Server) -> Iterator[testbed.Server]:
+        with pooler_before(timescaledb) as started:
+            yield started
+
+    @pytest.fixture(autouse=True)
+    def told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KMP_STORAGE_TIMESCALE_TRANSACTION_POOLER", "true")  # to other processes too
+
+    @pytest.fixture
+    def make(self, places: dict[str, Access], pooler: testbed.Server) -> Make:
+        def make(project: str = "acme") -> TimescaleStore:
+            return TimescaleStore(url_at(places[project].url.reveal(), pooler.port), project=project)
+
+        return make
+
+    @pytest.fixture
+    def address(self, places: dict[str, Access], pooler: testbed.Server) -> str:
+        return url_at(places["acme"].url.reveal(), pooler.port)

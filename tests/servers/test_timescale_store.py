@@ -30,7 +30,7 @@ from kmp_storage.models import Measurement
 from kmp_storage.protocols import TimeSeriesStore
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
 from kmp_storage.timescale.provisioning import Access, TimescaleProvisioner
-from postgres_bed import admin, admin_url, until
+from postgres_bed import admin, admin_url, until, url_at
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -82,8 +82,7 @@ async def project_on(server: testbed.Server, *, extension: bool) -> AsyncIterato
 def store_of(access: Access, port: int | None = None, **settings: Any) -> TimescaleStore:
     url = access.url.reveal()
     if port is not None:
-        head, _, tail = url.partition("@127.0.0.1:")
-        url = f"{head}@127.0.0.1:{port}/{tail.partition('/')[2]}"
+        url = url_at(url, port)
     return TimescaleStore(url, project=access.project, settings=TimescaleSettings(**settings))
 
 
@@ -226,16 +225,6 @@ async def test_own_sql_runs_as_the_projects_role_in_its_schema(access: Access) -
             await connection.execute("SET search_path = pg_catalog; SET ROLE NONE")
         async with store.connection() as connection:
             assert await connection.fetch_value("SELECT count(*) FROM delays") == 2
-
-
-async def test_behind_a_transaction_pooler_all_but_sessions_works(access: Access) -> None:
-    async with store_of(access, transaction_pooler=True) as store:
-        assert await store.append(*map(delay, range(3))) == 3
-        assert await store.append_all(map(reading, range(5000))) == 5000
-        assert len([row async for row in store.read(Reading)]) == 5000
-        with pytest.raises(Unsupported, match="pooler"):
-            async with store.connection():
-                pass
 
 
 async def test_a_service_finds_the_store_by_its_scheme(access: Access, kmp_environment: Any) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from kmp_core.deadlines import Timeout, deadline, within
-from kmp_core.errors import KmpError, Unauthenticated, Unsupported
+from kmp_core.errors import KmpError, Unauthenticated, Unavailable, Unsupported
 from kmp_core.plugins import extra
 from kmp_core.pool_metrics import PoolMetrics
 from kmp_core.postgres.address import Address, Password
@@ -216,7 +216,7 @@ class PostgresPool(Provider):
         what = "connecting to PostgreSQL"
         async with deadline(options.connect_timeout, what=what, backend=BACKEND):
             password = await address.current_password()
-            with ERRORS.translating():
+            with ERRORS.translating(), self._poolers_refusal():
                 driver = await asyncpg.connect(
                     host=address.host,
                     port=address.port,
@@ -232,6 +232,17 @@ class PostgresPool(Provider):
                     server_settings=self._server_settings(),
                 )
         return Connection(driver, statement_seconds=options.statement_timeout.total_seconds(), made_at=_now())
+
+    @contextmanager
+    def _poolers_refusal(self) -> Iterator[None]:
+        # PostgreSQL itself has no such answer to a login of ours; PgBouncer has it for settings that it cannot keep.
+        try:
+            yield
+        except asyncpg.ProtocolViolationError as error:
+            if self.options.transaction_pooler:
+                raise
+            message = "A pooler refused the login; if it works in transaction mode, say so by transaction_pooler=true"
+            raise Unavailable(message, backend=BACKEND) from error
 
     def _server_settings(self) -> dict[str, str]:
         if self.options.transaction_pooler:
