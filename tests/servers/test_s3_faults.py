@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
@@ -14,6 +14,7 @@ import faults
 import s3_bed
 import testbed
 from kmp_core.errors import BackendError, DeadlineExceeded, KmpError
+from relay import Relay
 from s3_bed import SMALL_PARTS, S3Project
 
 MIB = 1 << 20
@@ -208,57 +209,3 @@ async def test_a_put_whose_answer_is_lost_is_found_to_be_done(project: S3Project
         assert relay.lose is None, "no answer was lost"
         assert await bucket.head("key") == entry
         assert await project.uploads() == []
-
-
-class Relay:
-    """Hands bytes on to the server and back, counts connections, and breaks one instead of handing an answer back."""
-
-    def __init__(self, server: int) -> None:
-        self._server = server
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.opened = self.spare = 0
-        self.lose: bytes | None = None
-
-    async def __aenter__(self) -> Self:
-        self._relaying = await asyncio.start_server(self._relay, "127.0.0.1", 0)
-        self.port = self._relaying.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._relaying.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.opened += 1
-        self._tasks.add(asyncio.ensure_future(self._hand_on(reader, writer)))
-
-    async def _hand_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._server)
-        asked = b""
-
-        async def forth() -> None:
-            nonlocal asked
-            while data := await reader.read(1 << 16):
-                asked = data if data.startswith((b"PUT /", b"POST /", b"GET /", b"HEAD /", b"DELETE /")) else asked
-                back.write(data)
-            back.close()
-
-        async def answers() -> None:
-            while data := await there.read(1 << 16):
-                if self.lose is not None and asked.startswith(self.lose):
-                    if self.spare == 0:
-                        self.lose = None
-                        break
-                    self.spare -= 1
-                writer.write(data)
-            writer.close()
-
-        try:
-            await asyncio.gather(forth(), answers())
-        except ConnectionError:
-            pass
-        finally:
-            back.close()
-            writer.close()
