@@ -235,9 +235,10 @@ def main() -> None:
     taken = asyncio.run(latency(40))
     print("\nfrom one bus to another through the file:", end=" ")
     print(f"median {statistics.median(taken):.1f} ms, worst {max(taken):.1f} ms")
-    readings = asyncio.run(flat(options.memory_events, True))
-    print(f"resident MiB at each tenth of {options.memory_events:,} events through the file, promised to stay flat:")
-    print(f"  {' '.join(map(str, readings))}")
+    print(f"\nresident MiB at each tenth of {options.memory_events:,} events, promised to stay flat:")
+    for on_file in (False, True):
+        readings = asyncio.run(flat(options.memory_events, on_file))
+        print(f"  {'through the file' if on_file else 'in memory':18}{' '.join(map(str, readings))}", flush=True)
 
 
 if __name__ == "__main__":

@@ -302,10 +302,13 @@ async def test_token_ends_when_it_expires(
 
 
 @pytest.mark.parametrize("seen", [False, True], ids=["new", "seen before"])
+@pytest.mark.parametrize(
+    "begins", [{"nbf": 100}, {"iat": 100}, {"iat": 100, "nbf": -100}, {"iat": -100, "nbf": 100}], ids=str
+)
 async def test_token_does_not_begin_before_its_time(
-    seen: bool, verifier: StaticKeysVerifier, key: SigningKey, clock: Clock
+    begins: dict[str, int], seen: bool, verifier: StaticKeysVerifier, key: SigningKey, clock: Clock
 ) -> None:
-    token = key.sign(claims(nbf=int(NOW) + 100))
+    token = key.sign(claims(**{name: int(NOW) + seconds for name, seconds in begins.items()}))
     if seen:
         clock.now = NOW + 90
         await verifier.verify(token)

