@@ -63,7 +63,9 @@ class ConnectionUrl:
             if not colon or _SCHEME.fullmatch(scheme.lower()) is None:
                 raise PydanticCustomError("connection_url_scheme", "must begin with a scheme and a colon")
             if any(c.isspace() or not c.isprintable() for c in value):
-                raise PydanticCustomError("connection_url_space", "must not contain spaces, line ends or control characters")
+                raise PydanticCustomError(
+                    "connection_url_space", "must not contain spaces, line ends or control characters"
+                )
             return cls(value)
 
         return core_schema.no_info_plain_validator_function(
