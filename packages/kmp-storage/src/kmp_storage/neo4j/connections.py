@@ -92,6 +92,7 @@ class Connections:
         # A server that is gone answers no goodbye; the driver kills its connections where closing is cancelled.
         with suppress(TimeoutError, OSError, DriverError):
             await asyncio.wait_for(self._driver.close(), _GRACE_SECONDS)
+        await asyncio.sleep(0)  # a turn of the event loop, in which the sockets are closed
 
     async def read(self, work: Callable[[Transaction], Awaitable[T]], *, seconds: float | None) -> T:
         """Do the work in a transaction that reads; again where it failed in a way that passes."""
