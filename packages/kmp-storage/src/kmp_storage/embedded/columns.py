@@ -58,6 +58,10 @@ def microseconds(value: datetime) -> int:
     return (value - _EPOCH) // _MICROSECOND
 
 
+_FIRST = microseconds(datetime.min.replace(tzinfo=UTC))
+_LAST = microseconds(datetime.max.replace(tzinfo=UTC))
+
+
 def from_microseconds(value: int) -> datetime:
     """The same in UTC again."""
     return _EPOCH + timedelta(microseconds=value)
@@ -178,7 +182,8 @@ def _encode_bytes(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | No
 
 
 def _encode_datetime(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
-    return [(value - _EPOCH) // _MICROSECOND for value in values]
+    encoded = [(value - _EPOCH) // _MICROSECOND for value in values]
+    return encoded if not encoded or (min(encoded) >= _FIRST and max(encoded) <= _LAST) else None
 
 
 def _encode_date(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
@@ -230,8 +235,10 @@ def _problem(field: FieldType, value: Any) -> Problem | None:
 
 
 def _time_problem(value: datetime) -> Problem | None:
-    aware = value.utcoffset() is not None
-    return None if aware else ("is a naive time; say which zone it is in", _WANTED["datetime"][1])
+    example = _WANTED["datetime"][1]
+    if value.utcoffset() is None:
+        return "is a naive time; say which zone it is in", example
+    return None if _FIRST <= microseconds(value) <= _LAST else ("lies outside the years 1 to 9999 of UTC", example)
 
 
 def _int_problem(value: int) -> Problem | None:

@@ -7,7 +7,7 @@ import itertools
 import math
 import statistics
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from enum import Enum
 from typing import Any, ClassVar, Literal
 from uuid import UUID
@@ -132,6 +132,8 @@ class TimeSeriesContract(ProviderContract):
         ("field", "value", "problem"),
         [
             ("time", datetime(2024, 1, 1), "naive"),  # noqa: DTZ001 - the point
+            ("time", datetime.min.replace(tzinfo=timezone(timedelta(hours=14))), "years 1 to 9999"),
+            ("time", datetime.max.replace(tzinfo=timezone(-timedelta(hours=12))), "years 1 to 9999"),
             ("value", math.nan, "finite"),
             ("value", math.inf, "finite"),
             ("value", "1", "float"),

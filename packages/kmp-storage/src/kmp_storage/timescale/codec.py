@@ -32,6 +32,9 @@ SQL_TYPES = {
     "uuid": "uuid",
 }
 
+# What lies beyond them in UTC, as in another zone it can, nobody could read again.
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
 _zone = attrgetter("tzinfo")
 _fields = attrgetter("__dict__")
 
@@ -41,8 +44,8 @@ def _datetimes(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
         return None
     if values and values[0].utcoffset() is None:
         return None
-    max(values, default=None)  # a naive one among aware ones raises TypeError, faster than each is asked
-    return values
+    # A naive one among aware ones raises TypeError, faster than each is asked.
+    return values if not values or (min(values) >= _FIRST and max(values) <= _LAST) else None
 
 
 def _dates(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:

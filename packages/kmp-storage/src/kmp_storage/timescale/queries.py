@@ -218,4 +218,7 @@ def _moment(name: str, value: datetime) -> datetime:
         )
     if value.utcoffset() is None:
         raise InvalidInput(name, "is a naive time; say which zone it is in", example="datetime(2013, 1, 1, tzinfo=UTC)")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInput(name, "lies outside the years 1 to 9999 of UTC") from None
