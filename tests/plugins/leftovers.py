@@ -1,4 +1,4 @@
-"""Tests leave nothing behind: a process or an embedded database that outlives the run fails it."""
+"""Tests leave nothing behind: a process, an embedded database, a project on a server that outlives the run fails it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ GRACE_SECONDS = 5.0
 DATA = {".kmp"}
 SUFFIXES = (".db", ".db-wal", ".db-shm", ".sqlite", ".sqlite3")
 ELSEWHERE = {".venv", ".nox", ".git", "node_modules", "dist", "site"}
+
+elsewhere = pytest.StashKey[list[str]]()
+"""What other plugins found, in places that only they know."""
 
 _before = pytest.StashKey[set[str]]()
 _left = pytest.StashKey[list[str]]()
@@ -48,6 +51,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     before = session.config.stash.get(_before, set())
     left = processes() + sorted(set(files(session.config.rootpath)) - before)
+    if elsewhere in session.config.stash:
+        found: list[str] = session.config.stash[elsewhere]
+        left += found
     session.config.stash[_left] = left
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -85,3 +85,14 @@ async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -
             if await condition():
                 return
             await asyncio.sleep(0.02)
+
+
+async def is_community(server: testbed.Server) -> bool:
+    """Whether this TimescaleDB has what is under the Timescale License. It tells only where the extension is made."""
+    async with admin(server) as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
+        found = await connection.fetchval("SELECT current_setting('timescaledb.license')")
+        await transaction.rollback()
+    return bool(found == "timescale")

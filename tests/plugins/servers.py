@@ -1,13 +1,15 @@
 """Fixtures for the real servers, each started once a session, in parallel, and only where a collected test needs it.
 
 A test asks for `timescaledb`, `neo4j`, `redis_server`, `kafka` or `s3` and gets a `testbed.Server`. Where no container
-engine answers the tests that need one are skipped, and the summary says in one line how to have them; in CI that is a
-failure.
+engine answers the tests that need one are skipped, and the summary says in one line how many and how to have them; in
+CI that is a failure. What the tests leave on a server fails the run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -15,6 +17,8 @@ import engine
 import pytest
 
 import faults
+import leftovers
+import server_leftovers
 import testbed
 
 FIXTURES = {
@@ -28,14 +32,21 @@ FIXTURES = {
 }
 """The name of a fixture, and the recipe that it is started by."""
 
+NO_ENGINE = "no container engine answers"
 HOW = "install Docker, or run `python3 dev.py servers` as root, which installs and starts Debian's"
+WITHOUT = "without an engine"
+"""What pytest counts the tests as that were skipped because no engine answers."""
 
-_needed = pytest.StashKey[set[str]]()
-_running = pytest.StashKey[dict[str, "Future[testbed.Server]"]]()
+READY_SECONDS = 40
+"""How long at most all servers should take together, once their images exist. Printed, and not asserted."""
+
+_needed = pytest.StashKey[list[str]]()
+_notes = pytest.StashKey[list[str]]()
 
 
+@pytest.hookimpl(trylast=True)  # when it is known which tests stay
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    config.stash[_needed] = {name for item in items for name in names_in(item) if name in FIXTURES}
+    config.stash[_needed] = sorted({name for item in items for name in names_in(item) if name in FIXTURES})
 
 
 def names_in(item: pytest.Item) -> list[object]:
@@ -48,20 +59,63 @@ def names_in(item: pytest.Item) -> list[object]:
 def servers(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[testbed.Server]]]:
     """Everything that this run needs, each on its way."""
     if not engine.answers():
-        message = f"no container engine answers: {HOW}"
+        message = f"{NO_ENGINE}: {HOW}"
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
     testbed.remove_orphans()
     names = request.config.stash[_needed]
+    began, seconds = time.monotonic(), dict[str, float]()
+
+    def start(name: str) -> testbed.Server:
+        server = testbed.start(name, testbed.RECIPES[FIXTURES[name]])
+        seconds[name] = time.monotonic() - began
+        return server
+
     with ThreadPoolExecutor(max(1, len(names))) as pool:
-        started = {name: pool.submit(testbed.start, name, testbed.RECIPES[FIXTURES[name]]) for name in sorted(names)}
+        started = {name: pool.submit(start, name) for name in names}
         try:
             yield started
         finally:
-            for future in started.values():
-                if future.exception() is None:
-                    future.result().stop()
+            running = {name: future.result() for name, future in started.items() if future.exception() is None}
+            left = [server_leftovers.left_on(server, FIXTURES[name]) for name, server in running.items()]
+            request.config.stash[leftovers.elsewhere] = [line for lines in left for line in lines]
+            request.config.stash[_notes] = notes(running, seconds)
+            for server in running.values():
+                server.stop()
+
+
+def notes(running: dict[str, testbed.Server], seconds: dict[str, float]) -> list[str]:
+    """What the summary tells of the servers."""
+    lines = []
+    if seconds:
+        last = max(seconds.values())
+        late = (
+            "" if last <= READY_SECONDS else f", later than {READY_SECONDS} s: images were made, or the machine is busy"
+        )
+        each = ", ".join(f"{name} {taken:.0f}" for name, taken in seconds.items())
+        lines.append(f"servers started side by side, all ready after {last:.0f} s{late} ({each})")
+    import postgres_bed
+
+    if "timescaledb" in running and not asyncio.run(postgres_bed.is_community(running["timescaledb"])):
+        lines.append(
+            "TimescaleDB Community did not run, so that tier stays experimental: KMP_TEST_IMAGE_TIMESCALEDB names no "
+            "image that has it"
+        )
+    return lines
+
+
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
+    """Count what was skipped for want of an engine apart, so that the summary has one line for all of it."""
+    reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+    return (WITHOUT, "s", "SKIPPED") if NO_ENGINE in reason else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for line in config.stash.get(_notes, []):
+        terminalreporter.write_line(line)
+    if skipped := len(terminalreporter.stats.get(WITHOUT, [])):
+        terminalreporter.write_line(f"{skipped} tests were skipped, since {NO_ENGINE}: {HOW}", yellow=True)
 
 
 @pytest.fixture(scope="session")

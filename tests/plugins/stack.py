@@ -28,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "images"))
 import docker
 import engine
+import structlog
 
 import testbed
 
@@ -60,7 +61,7 @@ def start() -> int:
             stop_all()
             with launched({name: name for name in SERVERS}, mark=MARK) as servers:
                 # Only the variables are for standard output, so that a shell can evaluate it.
-                with contextlib.redirect_stdout(sys.stderr):
+                with structlog.testing.capture_logs():
                     variables = asyncio.run(provision(servers))
                 remember(servers, variables)
         else:

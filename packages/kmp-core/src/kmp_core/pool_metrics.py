@@ -1,10 +1,12 @@
 """What a pool tells about itself, by OpenTelemetry's semantic conventions for database client connections.
 
-self._metrics = PoolMetrics(project=project, name="db.internal/flights", scope="kmp_core.postgres")
-self._metrics.start(self)          # has `in_use`, `idle` and `waiting`
-with self._metrics.waiting():
-    await ...                      # until a connection is free, or `PoolExhausted`
-self._metrics.stop()
+A pool keeps one, from its opening to its close:
+
+    self._metrics = PoolMetrics(project=project, name="db.internal/flights", scope="kmp_core.postgres")
+    self._metrics.start(self)          # has `in_use`, `idle` and `waiting`
+    with self._metrics.waiting():
+        await ...                      # until a connection is free, or `PoolExhausted`
+    self._metrics.stop()
 """
 
 from __future__ import annotations
