@@ -238,6 +238,7 @@ class EverySettings(Settings, prefix="acme.every"):
     color: Color = Color.RED
     place: Path = Path()
     code: str = Field("ab", pattern="^[a-z]+$", max_length=3)
+    server: ConnectionUrl | None = None
     day: date = Field(date(2013, 1, 1), examples=["2013-01-01"])
 
 
@@ -270,6 +271,9 @@ class EverySettings(Settings, prefix="acme.every"):
         ("code", 7, "must be text", "ab"),
         ("code", "A1", "must match ^[a-z]+$", "ab"),
         ("code", "abcd", "must have at most 3 characters", "ab"),
+        ("server", "hunter2", "must begin with a scheme and a colon", "sqlite:"),
+        ("server", "x: hunter2", "must not contain spaces, line ends or control characters", "sqlite:"),
+        ("server", 7, "must be text", "sqlite:"),
         ("day", "hunter2", "is not accepted (date_from_datetime_parsing)", "2013-01-01"),
     ],
 )

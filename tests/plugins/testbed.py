@@ -80,7 +80,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a server is run: image, port in the container, environment and command, and how readiness is asked."""
+    """How a server is run: image, port in the container, environment, command, folders, and how readiness is asked."""
 
     image: str
     port: int
@@ -90,6 +90,8 @@ class Recipe:
     nodes: int = 1
     """How many servers run in the container. More than one listen under the numbers that are published, which are in
     the environment variable PORTS: a cluster's nodes tell each other and the clients the same addresses."""
+    folders: Mapping[Path, str] = field(default_factory=dict)
+    """Folders of this machine, and where the container reads them."""
 
 
 def free_port() -> int:
@@ -122,6 +124,8 @@ def launch(name: str, recipe: Recipe, *, mark: str | None = None) -> Server:
     container = DockerContainer(images.have(recipe.image), command=shlex.join(recipe.command(password)) or None)
     for variable, value in recipe.environment(password, port).items():
         container.with_env(variable, value)
+    for folder, path in recipe.folders.items():
+        container.with_volume_mapping(str(folder), path, "ro")
     ports: dict[str, Any] = container.ports  # the engine's client takes an address too, which the type leaves out
     nodes = [port, *(free_port() for _ in range(1, recipe.nodes))]
     if len(nodes) == 1:
@@ -271,7 +275,7 @@ RECIPES: dict[str, Recipe] = {
         neo4j_ready,
         environment=lambda password, port: {
             "NEO4J_AUTH": f"neo4j/{password}",
-            "KMP_ADVERTISED": f"{LOOPBACK}:{port}",
+            "NEO4J_server_bolt_advertised__address": f"{LOOPBACK}:{port}",
         },
     ),
     "redis": Recipe("redis", 6379, redis_ready, command=lambda password: ["redis-server", "--requirepass", password]),

@@ -6,13 +6,18 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from neo4j import GraphDatabase
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.trace import NoOpTracerProvider
 
 import faults
 import testbed
 from kmp_core.errors import BackendError, DeadlineExceeded, KmpError, PoolExhausted, Unavailable
+from kmp_core.telemetry import reporting_to
 from kmp_storage.neo4j import Neo4jSettings, Neo4jStore
 from kmp_storage.testing.graph import City, Flies, flies
 
@@ -76,10 +81,11 @@ async def test_calls_into_a_black_hole_end_in_time(
                     await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize("scheme", ["bolt", "neo4j"])
 async def test_what_was_acknowledged_survives_a_killed_server_which_is_used_again(
-    url: str, neo4j: testbed.Server
+    url: str, neo4j: testbed.Server, scheme: str
 ) -> None:
-    async with Neo4jStore(url, project="acme") as store:
+    async with Neo4jStore(url.replace("bolt:", f"{scheme}:"), project="acme") as store:
         acknowledged: list[str] = []
 
         async def write() -> None:
@@ -173,15 +179,40 @@ async def test_a_small_pool_serves_many_callers_in_their_order(url: str) -> None
         assert all(abs(place - number) < 100 for place, number in enumerate(served))
 
 
-async def test_an_exhausted_pool_is_told_by_type(url: str, neo4j: testbed.Server, proxy: faults.Proxy) -> None:
+async def test_an_exhausted_pool_is_told_by_type_and_by_a_metric(
+    url: str, neo4j: testbed.Server, proxy: faults.Proxy
+) -> None:
     settings = Neo4jSettings.load(pool_size=1, acquire_timeout="200ms")
-    async with Neo4jStore(through(proxy, neo4j), project="acme", settings=settings) as store:
-        await store.merge(City(code="A"))
-        proxy.slow(3000)
-        slow = asyncio.ensure_future(store.get(City, "A"))
-        await asyncio.sleep(0.1)
-        with pytest.raises(PoolExhausted):
-            await store.run("RETURN 1")
-        slow.cancel()
-        await asyncio.gather(slow, return_exceptions=True)
-        proxy.heal()
+    reader = InMemoryMetricReader()
+    with reporting_to(NoOpTracerProvider(), MeterProvider([reader])):
+        async with Neo4jStore(through(proxy, neo4j), project="acme", settings=settings) as store:
+            await store.merge(City(code="A"))
+            assert points(reader, "count") == {"used": 0, "idle": 1}
+            proxy.slow(3000)
+            slow = asyncio.ensure_future(store.get(City, "A"))
+            calls = [asyncio.ensure_future(store.run("RETURN 1")) for _ in range(2)]
+            for _ in range(5):  # turns of the event loop, in which all of them come to ask
+                await asyncio.sleep(0)
+            assert points(reader, "count")["used"] == 1
+            assert points(reader, "pending_requests") == {None: 2}
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [PoolExhausted, PoolExhausted]
+            assert points(reader, "pending_requests") == {None: 0}
+            assert points(reader, "timeouts") == {None: 2}
+            slow.cancel()
+            await asyncio.gather(slow, return_exceptions=True)
+            proxy.heal()
+        assert points(reader, "pending_requests") == {}
+
+
+def points(reader: InMemoryMetricReader, name: str) -> dict[Any, float]:
+    """The values of a pool's metric by state."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    return {
+        (point.attributes or {}).get("db.client.connection.state"): point.value
+        for scope in data.resource_metrics[0].scope_metrics
+        for metric in scope.metrics
+        if metric.name == f"db.client.connection.{name}"
+        for point in metric.data.data_points
+    }

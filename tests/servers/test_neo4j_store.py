@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import random
+import sys
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Any
@@ -61,6 +63,31 @@ async def test_merging_has_the_outcome_and_the_count_of_the_embedded_store(url: 
             for code in "ABC":
                 assert await store.get(Gate, code) == await embedded.get(Gate, code), call
             assert await store.edges(Leads) == await embedded.edges(Leads), call
+
+
+async def test_many_items_have_the_outcome_and_the_count_of_the_embedded_store(url: str) -> None:
+    # Enough of each set of fields for statements of their own, and few enough keys for every kind of repetition.
+    chance = random.Random(1)
+    codes = [f"G{number}" for number in range(900)]
+    states, days = ["open", "shut", None], [date(2024, 1, 1), date(2024, 1, 2)]
+
+    def item() -> Node | Edge:
+        code = chance.choice(codes)
+        if chance.random() < 0.4:
+            return Leads(
+                source=code, target=chance.choice(codes[:3]), **chance.choice([{}, {"steps": chance.randrange(2)}])
+            )
+        fields = [{}, {"state": chance.choice(states)}, {"state": chance.choice(states), "day": chance.choice(days)}]
+        return Gate(code=code, **chance.choice(fields))
+
+    async with Neo4jStore(url, project="acme") as store, SqliteGraphStore("memory:") as embedded:
+        for _ in range(5):
+            call = [item() for _ in range(2500)]
+            assert await store.merge(*call) == await embedded.merge(*call)
+            assert await store.merge(*call[-50:]) == await embedded.merge(*call[-50:])
+            assert await store.edges(Leads) == await embedded.edges(Leads)
+            for code in chance.sample(codes, 100):
+                assert await store.get(Gate, code) == await embedded.get(Gate, code)
 
 
 async def test_none_is_kept_where_the_default_is_another(url: str) -> None:
@@ -154,6 +181,54 @@ async def test_calls_follow_each_other_by_bookmarks(url: str) -> None:
         await other.follow(["not a bookmark"])
         with pytest.raises(KmpError):
             await other.get(City, "B")
+
+
+async def test_a_call_waits_until_the_server_has_what_a_bookmark_says(url: str) -> None:
+    async with Neo4jStore(url, project="acme") as store, Neo4jStore(url, project="acme") as other:
+        await store.merge(City(code="A"))
+        # What a member of a cluster is that has not heard of the newest write, one server is for its next one.
+        await other.follow(map(next_after, await store.bookmarks()))
+        reading = asyncio.ensure_future(other.get(City, "B"))
+        for _ in range(5):
+            assert await store.get(City, "B") is None
+        assert not reading.done()
+        await store.merge(City(code="B"))
+        assert await reading == City(code="B")
+
+
+def next_after(bookmark: str) -> str:
+    """The bookmark of the transaction after: 19 bytes that name the database, a PackStream integer, an empty list."""
+    kind, _, text = bookmark.partition(":")
+    raw = base64.b64decode(text + "=" * (-len(text) % 4))
+    assert raw[-1] == 0x90, "bookmarks of this server look different"
+    number = int.from_bytes(raw[20:-1] or raw[19:20], "big") + 1
+    following = raw[:19] + b"\xca" + number.to_bytes(4, "big") + raw[-1:]
+    return f"{kind}:{base64.b64encode(following).decode().rstrip('=')}"
+
+
+async def test_another_process_reads_what_this_one_wrote(url: str) -> None:
+    async with Neo4jStore(url, project="acme") as store:
+        await store.merge(City(code="A", name="Aachen"))
+        places = sorted(await store.bookmarks())
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", READ_AFTER, url, *places, stdout=asyncio.subprocess.PIPE
+        )
+        printed, _ = await process.communicate()
+        assert printed == b"Aachen\n"
+
+
+READ_AFTER = """
+import asyncio, sys
+from kmp_storage.neo4j import Neo4jStore
+from kmp_storage.testing.graph import City
+
+async def main(url, *bookmarks):
+    async with Neo4jStore(url, project="acme") as store:
+        await store.follow(bookmarks)
+        print((await store.get(City, "A")).name)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
 
 
 async def test_deadlocks_are_tried_again(url: str) -> None:

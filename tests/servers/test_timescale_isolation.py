@@ -315,8 +315,9 @@ async def test_quotas_bind(operator: TimescaleProvisioner, timescaledb: testbed.
             await one.fetchval(
                 "SELECT count(*) FROM (SELECT md5(x::text) FROM generate_series(1, 500000) x ORDER BY 1) y"
             )
-        one.terminate()
-        other.terminate()
+        # Taking leave waits until the server let go, which a cut would not: the session would count for a while.
+        await one.close(timeout=10)
+        await other.close(timeout=10)
         await operator.provision(name, Quota(connections=3), placement=placement)
         sessions = [await connect(*login) for _ in range(3)]
         for session in sessions:

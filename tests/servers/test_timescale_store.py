@@ -196,6 +196,20 @@ async def test_rows_that_count_once_are_told_apart_however_many_come(access: Acc
         assert [row async for row in store.read(Delay)] == rows
 
 
+async def test_a_conflict_names_the_row_whatever_else_comes_before_it(access: Access) -> None:
+    async with store_of(access) as store:
+        await store.append(delay(0))
+        other = delay(0, minutes=7.0)
+        # Sizes that leave gaps in the pages of the temporary table, which later rows would fit into.
+        sizes = [delay(number, origin="x" * (number * 997 % 5000)) for number in range(1, 2000)]
+        with pytest.raises(Conflict, match="row 1500: "):
+            await store.append_all([*sizes[:1500], other, *sizes[1500:]])
+        for count in (20, 1800):
+            with pytest.raises(Conflict, match=f"row {count + 3}: "):
+                await store.append(reading(0), reading(1), reading(2), *sizes[:count], other)
+        assert not await store.latest(Reading)
+
+
 # Transactions and sessions
 
 

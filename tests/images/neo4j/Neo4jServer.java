@@ -9,11 +9,10 @@ import org.neo4j.dbms.api.DatabaseManagementServiceBuilder;
 /** Starts a Community server with Bolt and authentication on, as the official image does. */
 public final class Neo4jServer {
     public static void main(String[] arguments) throws Exception {
-        var advertised = System.getenv().getOrDefault("KMP_ADVERTISED", "localhost:7687").split(":");
         var server = new DatabaseManagementServiceBuilder(Path.of("/data"))
+            .loadPropertiesFromFile(Path.of("/data/conf/neo4j.conf"))
             .setConfig(BoltConnector.enabled, true)
             .setConfig(BoltConnector.listen_address, new SocketAddress("0.0.0.0", 7687))
-            .setConfig(BoltConnector.advertised_address, new SocketAddress(advertised[0], Integer.parseInt(advertised[1])))
             .setConfig(GraphDatabaseSettings.auth_enabled, true)
             .setConfig(GraphDatabaseSettings.transaction_timeout, Duration.ofMinutes(2))
             .build();

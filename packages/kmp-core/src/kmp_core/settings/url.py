@@ -58,12 +58,14 @@ class ConnectionUrl:
             if isinstance(value, ConnectionUrl):
                 return value
             if not isinstance(value, str):
-                raise PydanticCustomError("url_type", "must be text")
+                raise PydanticCustomError("connection_url_type", "must be text")
             scheme, colon, _ = value.partition(":")
             if not colon or _SCHEME.fullmatch(scheme.lower()) is None:
-                raise PydanticCustomError("url_scheme", "must begin with a scheme and a colon")
+                raise PydanticCustomError("connection_url_scheme", "must begin with a scheme and a colon")
             if any(c.isspace() or not c.isprintable() for c in value):
-                raise PydanticCustomError("url_space", "must not contain spaces, line ends or control characters")
+                raise PydanticCustomError(
+                    "connection_url_space", "must not contain spaces, line ends or control characters"
+                )
             return cls(value)
 
         return core_schema.no_info_plain_validator_function(

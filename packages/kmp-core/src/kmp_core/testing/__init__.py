@@ -10,21 +10,30 @@ class TestMyCache(CacheContract):
         return lambda project="acme": MyCache(f"my://{tmp_path}", project=project)
 ```
 
+One that uses a server proves in the same way what it does while the server fails (`ProviderFaults`).
+
 The fixtures `kmp_service`, `kmp_environment`, `kmp_clock` and `kmp_authority` come with the pytest plugin, which is
 installed with kmp-core.
 """
 
 from kmp_core.testing.contract import Make, ProviderContract, fork
+from kmp_core.testing.faults import FaultyServer, MakeAt, ProviderFaults
 from kmp_core.testing.isolation import IsolatedEnvironment, ManualClock
 from kmp_core.testing.telemetry import Point, RecordedSpan, Recorder
+from kmp_core.testing.wire import Wire, mark
 
 __all__ = [
+    "FaultyServer",
     "IsolatedEnvironment",
     "Make",
+    "MakeAt",
     "ManualClock",
     "Point",
     "ProviderContract",
+    "ProviderFaults",
     "RecordedSpan",
     "Recorder",
+    "Wire",
     "fork",
+    "mark",
 ]

@@ -72,14 +72,17 @@ class Objects:
         async with self.turns:
             with _ERRORS.translating():
                 try:
-                    return _described(key, await obstore.get_async(self._store, key, options={"head": True}))
+                    result = await self._requests.until_closed(
+                        lambda: obstore.get_async(self._store, key, options={"head": True})
+                    )
+                    return _described(key, result)
                 except FileNotFoundError:
                     return None
 
     async def delete(self, key: str) -> None:
         async with self.turns:
             with _ERRORS.translating():
-                await obstore.delete_async(self._store, key)
+                await self._requests.until_closed(lambda: obstore.delete_async(self._store, key))
 
     async def sign(self, key: str, method: Literal["GET", "PUT"], span: timedelta, seconds: float | None) -> str:
         with _ERRORS.translating():
@@ -91,7 +94,7 @@ class Objects:
         with _ERRORS.translating():
             try:
                 async with deadline(seconds, what=f"opening {key!r}", backend="s3"):
-                    result = await obstore.get_async(self._store, key)
+                    result = await self._requests.until_closed(lambda: obstore.get_async(self._store, key))
                     checker = await self._checker(key, result)
             except FileNotFoundError as error:
                 raise NotFound(f"nothing is stored under {key!r}", project=self.project, key=key) from error
@@ -99,7 +102,7 @@ class Objects:
             left, last = result.meta["size"], b""
             while left > 0:
                 async with deadline(seconds, what=f"reading {key!r}", backend="s3"):
-                    piece = await anext(pieces, None)
+                    piece = await self._requests.until_closed(lambda: anext(pieces, None))
                 if piece is None:
                     break
                 data = memoryview(piece)

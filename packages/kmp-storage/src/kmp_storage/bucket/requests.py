@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 from kmp_core.errors import (
@@ -40,7 +40,10 @@ __all__ = ["Answer", "Requests", "texts"]
 
 Answer = httpx.Response
 
+T = TypeVar("T")
+
 _BACKEND = "s3"
+_CLOSED = "the bucket was closed while the call was running"
 _SLICE_BYTES = 256 << 10
 _UNKNOWN_CALLER = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 # What servers that keep objects as files cannot hold, which Amazon's can (versitygw's own codes).
@@ -58,8 +61,10 @@ class Requests:
     def __init__(self, address: Address, bucket: str, *, connections: int) -> None:
         self._address = address
         self._bucket = bucket
-        self._running: set[asyncio.Task[Answer]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._closed = False
+        # First come, first served: httpx's own pool lets some wait for ever longer, and all the longer the more wait.
+        self._turns = asyncio.Semaphore(connections)
         # The caller's deadline bounds everything; httpx keeps no time of its own.
         self._client = httpx.AsyncClient(
             timeout=None,  # noqa: S113
@@ -103,23 +108,34 @@ class Requests:
             key=await self._address.keys(),
             region=self._address.region,
         )
-        if self._closed:
-            raise LifecycleError("the bucket was closed while the call was running")
         url = f"{self._address.endpoint}{path}" + (f"?{text}" if text else "")
         with table_for(method, _BACKEND).translating():
             if len(content) > _SLICE_BYTES:
                 # Whole, it would be copied by every layer below.
                 sent["content-length"] = str(len(content))
-                answer = await self._run(self._client.request(method, url, headers=sent, content=_slices(content)))
+                answer = await self._run(method, url, headers=sent, content=_slices(content))
             else:
-                answer = await self._run(self._client.request(method, url, headers=sent, content=bytes(content)))
+                answer = await self._run(method, url, headers=sent, content=bytes(content))
         error = _error(answer, key, self._bucket)
         if error is not None:
             raise error
         return answer
 
-    async def _run(self, request: Coroutine[Any, Any, Answer]) -> Answer:
-        task = asyncio.create_task(request)
+    async def _run(self, method: str, url: str, **request: Any) -> Answer:
+        async def in_turn() -> Answer:
+            async with self._turns:
+                return await self._client.request(method, url, **request)
+
+        return await self.until_closed(in_turn)
+
+    async def until_closed(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do something that `close` ends. Raises `LifecycleError` then."""
+        self._ensure_open()
+
+        async def working() -> T:
+            return await work()
+
+        task = asyncio.create_task(working())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         try:
@@ -127,8 +143,12 @@ class Requests:
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if self._closed and (current is None or not current.cancelling()):
-                raise LifecycleError("the bucket was closed while the call was running") from None
+                raise LifecycleError(_CLOSED) from None
             raise
+
+    def _ensure_open(self) -> None:
+        if self._closed:
+            raise LifecycleError(_CLOSED)
 
 
 async def _slices(content: bytes | bytearray) -> AsyncIterator[bytes]:

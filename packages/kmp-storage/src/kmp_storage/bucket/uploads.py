@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from kmp_core.deadlines import deadline, detached
-from kmp_core.errors import InvalidInput, KmpError, NotFound
+from kmp_core.deadlines import deadline, detached, remaining
+from kmp_core.errors import DeadlineExceeded, InvalidInput, KmpError, NotFound
 from kmp_storage.bucket.requests import Answer, Requests, texts
 
 __all__ = ["Uploads", "checksum_header"]
@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 _MOST_PARTS = 10_000
 _ABORT_SECONDS = 30.0
+_CLEAN_SECONDS = 1.0
+_LATE_SECONDS = 0.05
+"""How long a put waits for its own clean-up, and where its time is over already; the clean-up goes on after."""
 _CHECKSUM = "x-amz-checksum-sha256"
 
 
@@ -62,8 +65,9 @@ class Uploads:
                 answer = await self._requests.send(
                     "POST", key, query={"uploadId": upload.id}, headers=condition, content=content
                 )
-        except BaseException:
-            await self._regardless(self._give_up(upload))
+        except BaseException as error:
+            late = isinstance(error, DeadlineExceeded) or remaining() == 0
+            await self._regardless(self._give_up(upload), _LATE_SECONDS if late else _CLEAN_SECONDS)
             raise
         return texts(answer, "ETag")[0].strip('"'), size
 
@@ -170,9 +174,9 @@ class Uploads:
         if not task.cancelled():
             task.exception()  # told to whoever waits for it; nobody may be left
 
-    async def _regardless(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _regardless(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
         """Finish it even where the caller is gone; wait a moment for it, so that what failed has left nothing."""
         task = self._task(work)
         with suppress(TimeoutError):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(seconds):
                 await asyncio.shield(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +63,7 @@ class Neo4jAddress:
         if self.tls_ca_file is not None and scheme.endswith("+s"):
             # The driver takes authorities of one's own only where the scheme leaves encryption to its options.
             scheme = scheme.removesuffix("+s")
-            options |= {"encrypted": True, "trusted_certificates": neo4j.TrustCustomCAs(self.tls_ca_file)}
+            options["ssl_context"] = _trusting(self.tls_ca_file)
         if self.password is not None:
             options["auth"] = AsyncAuthManagers.basic(self._credentials)
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -71,6 +72,15 @@ class Neo4jAddress:
     async def _credentials(self) -> neo4j.Auth:
         assert self.password is not None
         return neo4j.basic_auth(self.user or "neo4j", (await self.password()).reveal())
+
+
+def _trusting(file: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:  # an SSLError is one too
+        problem = f"cannot be read as certificates ({error.strerror})"
+        example = "/etc/ssl/graph-authority.pem, in PEM format"
+        raise ConfigurationError(Fault("KMP_STORAGE_NEO4J_TLS_CA_FILE", problem, example=example)) from None
 
 
 def _split(url: str) -> SplitResult:

@@ -64,9 +64,9 @@ class _Properties:
     def encode(self, item: Node | Edge, row: int | None) -> dict[str, Any]:
         """What was passed of the item's fields. Raises `InvalidInput` naming row and field."""
         given: dict[str, Any] = {}
-        for name in item.model_fields_set:
-            field = self._fields.get(name)
-            if field is None:
+        passed = item.model_fields_set
+        for name, field in self._fields.items():
+            if name not in passed:
                 continue
             value = getattr(item, name)
             if value is None and not field.optional:

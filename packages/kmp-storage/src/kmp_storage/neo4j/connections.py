@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -12,6 +12,7 @@ from kmp_core.breaker import Breaker
 from kmp_core.deadlines import deadline, detached, remaining
 from kmp_core.errors import DeadlineExceeded, InvalidInput, OutcomeUnknown, PoolExhausted, Unavailable
 from kmp_core.plugins import extra
+from kmp_core.pool_metrics import PoolMetrics
 from kmp_core.retries import Retries
 from kmp_storage.neo4j import statements
 from kmp_storage.neo4j.address import Neo4jAddress
@@ -35,12 +36,15 @@ _UNBOUNDED = 100_000
 class Connections:
     """The driver of one store. Every call sees what the calls before it did: bookmarks go from one to the next."""
 
-    def __init__(self, address: Neo4jAddress, settings: Neo4jSettings) -> None:
+    def __init__(self, address: Neo4jAddress, settings: Neo4jSettings, *, project: str) -> None:
         self._settings = settings
         self._bookmarks = neo4j.AsyncGraphDatabase.bookmark_manager()
         # A pause that is short enough to be back within seconds of the server's return.
         self._retries = Retries(BACKEND, breaker=Breaker(BACKEND, longest_pause="1s"))
         self._slots = asyncio.Semaphore(settings.pool_size)
+        self.in_use = 0
+        self.waiting = 0
+        self._metrics = PoolMetrics(project=project, name=f"{address.host}:{address.port}", scope="kmp_storage")
         self._running = 0
         self._idle = asyncio.Event()
         self._closed = False
@@ -55,6 +59,13 @@ class Connections:
                 notifications_min_severity=neo4j.NotificationMinimumSeverity.OFF,
                 telemetry_disabled=True,
             )
+        self._metrics.start(self)
+
+    @property
+    def idle(self) -> int:
+        """How many connections lie ready. The driver keeps that to itself."""
+        pooled: Mapping[Any, Collection[Any]] = self._driver._pool.connections
+        return max(0, sum(map(len, pooled.values())) - self.in_use)
 
     async def bookmarks(self) -> frozenset[str]:
         """Where the calls so far have left the graph."""
@@ -67,6 +78,7 @@ class Connections:
     async def close(self) -> None:
         """Let running calls end for a moment, then close everything."""
         self._closed = True
+        self._metrics.stop()
         if self._running:
             self._idle.clear()
             with suppress(TimeoutError):
@@ -80,6 +92,7 @@ class Connections:
         # A server that is gone answers no goodbye; the driver kills its connections where closing is cancelled.
         with suppress(TimeoutError, OSError, DriverError):
             await asyncio.wait_for(self._driver.close(), _GRACE_SECONDS)
+        await asyncio.sleep(0)  # a turn of the event loop, in which the sockets are closed
 
     async def read(self, work: Callable[[Transaction], Awaitable[T]], *, seconds: float | None) -> T:
         """Do the work in a transaction that reads; again where it failed in a way that passes."""
@@ -151,7 +164,21 @@ class Connections:
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
+        if self._slots.locked():
+            with self._metrics.waiting():
+                await self._wait_for_slot()
+        else:
+            await self._slots.acquire()
+        self.in_use += 1
+        try:
+            yield
+        finally:
+            self.in_use -= 1
+            self._slots.release()
+
+    async def _wait_for_slot(self) -> None:
         seconds = self._settings.acquire_timeout.total_seconds()
+        self.waiting += 1
         try:
             # Not wait_for: Python 3.11's forgets a cancellation that comes in the moment of success.
             async with asyncio.timeout(seconds):
@@ -159,10 +186,8 @@ class Connections:
         except TimeoutError:
             message = f"none of {self._settings.pool_size} connections became free within {seconds:g} s"
             raise PoolExhausted(f"{message}: raise KMP_STORAGE_NEO4J_POOL_SIZE", backend=BACKEND) from None
-        try:
-            yield
         finally:
-            self._slots.release()
+            self.waiting -= 1
 
     @asynccontextmanager
     async def _driver_session(self, access: Access) -> AsyncIterator[neo4j.AsyncSession]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Iterator
+
 from kmp_core.errors import (
     BackendError,
     ConfigurationError,
@@ -42,6 +45,9 @@ _TIMED_OUT = frozenset(
 
 
 def _lost(error: BaseException) -> KmpError:
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return Unavailable(f"the certificate of Neo4j does not hold: {cause.verify_message}", backend=BACKEND)
     return Unavailable(f"Neo4j does not answer: {error}", backend=BACKEND)
 
 
@@ -88,6 +94,16 @@ def _misconfigured(error: BaseException) -> KmpError:
 
 def _failed(error: BaseException) -> KmpError:
     return BackendError(f"the connection to Neo4j failed: {error}", backend=BACKEND)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it; the driver groups the failures of all addresses that it tried."""
+    yield error
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            yield from _causes(one)
+    if error.__cause__ is not None:
+        yield from _causes(error.__cause__)
 
 
 def _told(error: BaseException) -> str:

@@ -14,22 +14,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from kmp_core.errors import InvalidInput
 from kmp_storage.models import Edge, Node
 from kmp_storage.neo4j import statements
 from kmp_storage.neo4j.codec import EdgeCodec, NodeCodec, edge_codec, node_codec
 from kmp_storage.neo4j.connections import Transaction
-from kmp_storage.neo4j.statements import merge_edges, merge_nodes
+from kmp_storage.neo4j.statements import Update, merge_edges, merge_nodes
 
 __all__ = ["Plan", "plan"]
 
 Kind = Literal["plain", "bare", "quiet", "folded"]
 Codec = NodeCodec[Any] | EdgeCodec[Any]
 
+Creates = Literal["nodes_created", "relationships_created"]
+
 _STATEMENT_ROWS = 10_000
-_IN_ORDER: dict[str, Callable[[Any], Any]] = {"k": itemgetter("k"), "s": itemgetter("s", "t")}
+_ALIKE_ROWS = 200
+"""Rows with the same columns from which on they have a statement of their own, which the server has to plan."""
+_IN_ORDER: dict[bool, Callable[[Any], Any]] = {False: itemgetter("k"), True: itemgetter("s", "t")}
+
+
+class _Statement(NamedTuple):
+    """Cypher, which of the server's counters tells what is new (none: it does not count), and its rows."""
+
+    cypher: str
+    creates: Creates | None
+    rows: Sequence[Any]
 
 
 @dataclass(slots=True)
@@ -82,13 +94,12 @@ class Plan:
     async def run(self, transaction: Transaction) -> int:
         """Merge all in a transaction, and return how many items were new or changed."""
         changed = self.certain
-        for cypher, quiet, rows in self._statements():
-            result = await transaction.run(statements.trusted(cypher), rows=rows)
+        for statement in self._statements():
+            result = await transaction.run(statements.trusted(statement.cypher), rows=statement.rows)
             record = await result.single(strict=True)
-            counters = (await result.consume()).counters
             changed += record[0]
-            if not quiet:
-                changed += counters.relationships_created if "s" in rows[0] else counters.nodes_created
+            if statement.creates is not None:
+                changed += getattr((await result.consume()).counters, statement.creates)
         return changed
 
     def _add(
@@ -128,22 +139,16 @@ class Plan:
         slot = (isinstance(codec, EdgeCodec), wave, id(codec))
         self._rows.setdefault(slot, (codec, []))[1].append(row)
 
-    def _statements(self) -> Iterator[tuple[str, bool, list[dict[str, Any]]]]:
+    def _statements(self) -> Iterator[_Statement]:
         for slot in sorted(self._rows, key=lambda slot: slot[:2]):
             codec, planned = self._rows[slot]
             kinds: dict[Kind, list[dict[str, Any]]] = {}
             for row in planned:
                 kinds.setdefault(row.kind, []).append(row.sent)
             for kind, rows in kinds.items():
-                compares = kind == "folded"
-                if isinstance(codec, EdgeCodec):
-                    cypher = merge_edges(codec, compares=compares)
-                else:
-                    cypher = merge_nodes(codec, compares=compares)
                 # In one order, so that two calls that merge the same do not wait for each other.
-                rows.sort(key=_IN_ORDER["s" if isinstance(codec, EdgeCodec) else "k"])
-                for begin in range(0, len(rows), _STATEMENT_ROWS):
-                    yield cypher, kind == "quiet", rows[begin : begin + _STATEMENT_ROWS]
+                rows.sort(key=_IN_ORDER[isinstance(codec, EdgeCodec)])
+                yield from _written(codec, kind, rows)
 
 
 def plan(items: Sequence[Node | Edge], first_row: int = 0) -> Plan:
@@ -159,6 +164,33 @@ def plan(items: Sequence[Node | Edge], first_row: int = 0) -> Plan:
             hint = "; pass them as *items, or use merge_all" if isinstance(given, list | tuple) else ""
             raise InvalidInput("items", f"must be a Node or an Edge, not {type(given).__name__}{hint}", row=row)
     return made
+
+
+def _written(codec: Codec, kind: Kind, rows: list[dict[str, Any]]) -> Iterator[_Statement]:
+    """Statements for rows of one class and kind: by columns where many have the same ones, by maps what is left."""
+    edges = isinstance(codec, EdgeCodec)
+    identity = ("s", "t") if edges else ("k",)
+    creates: Creates | None = None if kind == "quiet" else "relationships_created" if edges else "nodes_created"
+    shapes: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    if kind != "folded":
+        for row in rows:
+            shapes.setdefault(tuple(row["p"]), []).append(row)
+    alike = {columns: some for columns, some in shapes.items() if len(some) >= _ALIKE_ROWS}
+    for columns, some in alike.items():
+        lists = [[*map(row.__getitem__, identity), *row["p"].values()] for row in some]
+        yield from _parts(_cypher(codec, Update.by_columns(len(identity), columns)), creates, lists)
+    if alike:
+        rows = [row for row in rows if tuple(row["p"]) not in alike]
+    yield from _parts(_cypher(codec, Update.by_maps(identity, compares=kind == "folded")), creates, rows)
+
+
+def _parts(cypher: str, creates: Creates | None, rows: Sequence[Any]) -> Iterator[_Statement]:
+    for begin in range(0, len(rows), _STATEMENT_ROWS):
+        yield _Statement(cypher, creates, rows[begin : begin + _STATEMENT_ROWS])
+
+
+def _cypher(codec: Codec, update: Update) -> str:
+    return merge_edges(codec, update) if isinstance(codec, EdgeCodec) else merge_nodes(codec, update)
 
 
 def _has_details(given: dict[str, Any]) -> bool:

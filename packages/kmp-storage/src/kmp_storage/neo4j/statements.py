@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, LiteralString
 
 from kmp_core.errors import InvalidInput
@@ -14,6 +15,7 @@ __all__ = [
     "EDGES",
     "NODES",
     "OWNER",
+    "Update",
     "constraint",
     "delete_node",
     "find",
@@ -53,34 +55,73 @@ def constraint(node: NodeCodec[Any]) -> str:
     return f"CREATE CONSTRAINT {called} IF NOT EXISTS FOR (n:{label}) REQUIRE n.{key} IS UNIQUE"
 
 
-def merge_nodes(node: NodeCodec[Any], *, compares: bool) -> str:
-    """Create or update nodes of one class from `$rows` of k (key), p (properties) and, with `compares`, c."""
-    return f"UNWIND $rows AS row MERGE (n:{name(node.label)} {{{name(node.property)}: row.k}}) {_update('n', compares)}"
+def merge_nodes(node: NodeCodec[Any], update: Update) -> str:
+    """Create or update nodes of one class from `$rows`, and return how many were there already and changed."""
+    (key,) = update.identity
+    return f"UNWIND $rows AS row MERGE (n:{name(node.label)} {{{name(node.property)}: {key}}}) {update.of('n')}"
 
 
-def merge_edges(edge: EdgeCodec[Any], *, compares: bool) -> str:
-    """The same for edges of one class, with s and t, the keys of their ends, which are created where they are not."""
+def merge_edges(edge: EdgeCodec[Any], update: Update) -> str:
+    """The same for edges of one class, whose ends are created where they are not."""
+    source, target = update.identity
     return (
         f"UNWIND $rows AS row "
-        f"MERGE (s:{name(edge.source.label)} {{{name(edge.source.property)}: row.s}}) "
-        f"MERGE (t:{name(edge.target.label)} {{{name(edge.target.property)}: row.t}}) "
-        f"MERGE (s)-[r:{name(edge.type)}]->(t) {_update('r', compares)}"
+        f"MERGE (s:{name(edge.source.label)} {{{name(edge.source.property)}: {source}}}) "
+        f"MERGE (t:{name(edge.target.label)} {{{name(edge.target.property)}: {target}}}) "
+        f"MERGE (s)-[r:{name(edge.type)}]->(t) {update.of('r')}"
     )
 
 
-def _update(thing: str, compares: bool) -> str:
-    # What counts is the first of several changes in one call (c); how many of the others count is known already.
-    given = "row.c" if compares else "row.p"
-    # Setting a property takes the write lock, so that of two who make the same change at once one counts it. (Setting
-    # null would not: Neo4j looks first whether there is something to remove.)
-    # What was created is counted by the server; only what was there already is compared.
-    return (
-        f"ON CREATE SET {thing} += row.p ON MATCH SET {thing}.`_` = 0 WITH row, {thing} WHERE {thing}.`_` = 0 "
-        f"WITH row, {thing}, any(name IN keys({given}) WHERE coalesce({thing}[name] <> {given}[name], "
-        f"({thing}[name] IS NULL) <> ({given}[name] IS NULL))) AS differs "
-        f"SET {thing} += row.p, {thing}.`_` = null "
-        "WITH differs WHERE differs RETURN count(*) AS changed"
-    )
+@dataclass(frozen=True, slots=True)
+class Update:
+    """How the rows of a merge are laid out, which says how they become properties."""
+
+    identity: tuple[str, ...]
+    assigned: Callable[[str], str]
+    differs: Callable[[str], str | None]
+
+    @classmethod
+    def by_columns(cls, identifying: int, columns: Sequence[str]) -> Update:
+        """Rows are lists: what identifies, then a value for each column.
+
+        Names that Cypher knows save it from keeping all rows between its steps, as `+=` of any properties makes it do,
+        and the driver from sending them in every row.
+        """
+        values = [(name(column), f"row[{place}]") for place, column in enumerate(columns, start=identifying)]
+        return cls(
+            tuple(f"row[{place}]" for place in range(identifying)),
+            lambda thing: ", ".join(f"{thing}.{column} = {value}" for column, value in values),
+            lambda thing: " OR ".join(_unequal(f"{thing}.{column}", value) for column, value in values) or None,
+        )
+
+    @classmethod
+    def by_maps(cls, identifying: Sequence[str], *, compares: bool) -> Update:
+        """Rows are maps: what identifies, p (properties) and, with `compares`, c, which is compared instead of p."""
+        # What counts is the first of several changes in one call (c); how many of the others count is known already.
+        given = "row.c" if compares else "row.p"
+        return cls(
+            tuple(f"row.{letter}" for letter in identifying),
+            lambda thing: f"{thing} += row.p",
+            lambda thing: f"any(name IN keys({given}) WHERE {_unequal(f'{thing}[name]', f'{given}[name]')})",
+        )
+
+    def of(self, thing: str) -> str:
+        """What follows the MERGE of a thing."""
+        assigned, differs = self.assigned(thing), self.differs(thing)
+        if differs is None:
+            return "RETURN count(null) AS changed"
+        # Setting a property takes the write lock, so that of two who make the same change at once one counts it.
+        # (Setting null would not: Neo4j looks first whether there is something to remove.)
+        # What was created is counted by the server; only what was there already is compared.
+        return (
+            f"ON CREATE SET {assigned} ON MATCH SET {thing}.`_` = 0 WITH row, {thing} WHERE {thing}.`_` = 0 "
+            f"WITH row, {thing}, {differs} AS differs SET {assigned}, {thing}.`_` = null "
+            "WITH differs WHERE differs RETURN count(*) AS changed"
+        )
+
+
+def _unequal(one: str, other: str) -> str:
+    return f"coalesce({one} <> {other}, ({one} IS NULL) <> ({other} IS NULL))"
 
 
 def get_node(node: NodeCodec[Any]) -> str:

@@ -80,7 +80,7 @@ class Neo4jStore(Provider, GraphStore):
 
     async def _open(self) -> None:
         self._telemetry = Telemetry("db", "neo4j", project=self.project, scope="kmp_storage")
-        self._connections = Connections(self.address, self.settings)
+        self._connections = Connections(self.address, self.settings, project=self.project)
         await self._connections.probe(seconds=self._seconds(None))
         await self._connections.write(self._run_only(statements.OWNER), seconds=self._seconds(None))
         await self._connections.write(self._claim, seconds=self._seconds(None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from kmp_core.deadlines import Duration
 from kmp_core.settings import Settings
@@ -53,3 +53,11 @@ class Neo4jSettings(Settings, prefix="storage.neo4j"):
 
     max_visited: int = Field(default=1_000_000, ge=1)
     """Nodes that one walk may visit; a wider one is refused, so that it does not take all memory."""
+
+    @field_validator("tls_ca_file")
+    @classmethod
+    def _is_there(cls, path: Path | None) -> Path | None:
+        # At once: later it would look like a server that is away.
+        if path is not None and not path.is_file():
+            raise ValueError("is no file; for example /etc/ssl/graph-authority.pem")
+        return path

@@ -89,10 +89,8 @@ class TimescaleCodec(Codec[M]):
         self._ordered = list(self.fields.values())
         self._times = [index for index, f in enumerate(self._ordered) if f.kind == "datetime"]
 
-    def encode(
-        self, measurements: Sequence[Measurement], *, first_row: int = 0, numbered: bool = False
-    ) -> list[tuple[Any, ...]]:
-        """Rows for the driver, `numbered` at their end if you like. Raises `InvalidInput` naming row and field."""
+    def encode(self, measurements: Sequence[Measurement], *, first_row: int = 0) -> list[tuple[Any, ...]]:
+        """Rows for the driver. Raises `InvalidInput` naming row and field."""
         try:
             # A model keeps its fields in its dictionary; asking that is a third faster than asking the model.
             rows = list(map(self._pick, map(_fields, measurements)))
@@ -106,8 +104,6 @@ class TimescaleCodec(Codec[M]):
             if encoded is not column:
                 columns[index] = tuple(encoded)
                 changed = True
-        if numbered:
-            return list(zip(*columns, range(first_row, first_row + len(rows)), strict=True))
         return list(zip(*columns, strict=True)) if changed else rows
 
     def decode(self, rows: Sequence[tuple[Any, ...]]) -> list[M]:

@@ -195,7 +195,7 @@ class TimescaleStore(Provider, TimeSeriesStore):
         place = self._where
         with self._telemetry.call("append", len(measurements)):
             groups = [
-                (codec, codec.encode(rows, first_row=first, numbered=bool(codec.unique)))
+                (codec, first, codec.encode(rows, first_row=first))
                 for codec, first, rows in (
                     (timescale_codec_of(model), n, rows) for model, n, rows in runs(measurements)
                 )
@@ -205,22 +205,22 @@ class TimescaleStore(Provider, TimeSeriesStore):
 
             async def store(connection: Connection) -> int:
                 new = 0
-                for codec, rows in groups:
+                for codec, first, rows in groups:
                     few = codec.unique and len(rows) <= FEW
                     new += await (
-                        write_few(connection, place, codec, rows)
+                        write_few(connection, place, codec, rows, first_row=first)
                         if few
-                        else write(connection, place, codec, iter(rows))
+                        else write(connection, place, codec, iter(rows), first_row=first)
                     )
                 return new
 
             async with deadline(within(timeout, self.settings.timeout), what="append", backend="timescale"):
-                for codec, _ in groups:
+                for codec, _, _ in groups:
                     await self._prepare(codec)
                 if transaction is not None:
                     return await store(transaction.connection)
-                new = await self._committed(store, idempotent=all(codec.unique for codec, _ in groups))
-            await self._sweep_due([codec for codec, _ in groups])
+                new = await self._committed(store, idempotent=all(codec.unique for codec, _, _ in groups))
+            await self._sweep_due([codec for codec, _, _ in groups])
             return new
 
     async def append_all(

@@ -10,7 +10,6 @@ from kmp_core.errors import InvalidInput
 from kmp_core.postgres import Progress
 from kmp_storage.streams import chunked
 from kmp_storage.timescale.codec import TimescaleCodec, timescale_codec_of
-from kmp_storage.timescale.writes import staged
 from kmp_storage.timeseries_calls import class_of
 
 __all__ = ["Stream"]
@@ -24,7 +23,6 @@ class Stream:
         self._source = source
         self._size = size
         self._taken = 0
-        self._numbered = False
         self._codec: TimescaleCodec[Any] | None = None
         self._later: Iterator[list[Any]] | AsyncIterator[list[Any]] = iter(())
         self._first: list[Any] = []
@@ -39,14 +37,10 @@ class Stream:
             self._first = next(self._later, [])
         if self._first:
             self._codec = timescale_codec_of(class_of(self._first[0], 0))
-            self._numbered = staged(self._codec, self._later)
         return self._codec
 
     def rows(self) -> Iterator[Sequence[Any]] | AsyncIterator[Sequence[Any]]:
-        """All rows, numbered where they go through a staging table.
-
-        Raises `InvalidInput` naming row and field when it comes to one that cannot be kept.
-        """
+        """All rows. Raises `InvalidInput` naming row and field when it comes to one that cannot be kept."""
         later = self._later
         if isinstance(later, AsyncIterator):
             return self._as_they_come(later)
@@ -69,7 +63,7 @@ class Stream:
         assert self._codec is not None
         self.progress.step()
         self._codec.check_class(chunk, self._taken)
-        rows = self._codec.encode(chunk, first_row=self._taken, numbered=self._numbered)
+        rows = self._codec.encode(chunk, first_row=self._taken)
         self._taken += len(chunk)
         return rows
 

@@ -38,28 +38,23 @@ async def write(
     codec: TimescaleCodec[Any],
     rows: Rows,
     *,
+    first_row: int = 0,
     progress: Progress | None = None,
     timeout: Timeout = None,
 ) -> int:
-    """Store rows and return how many were new, inside a transaction. Raises `Conflict` naming the row.
-
-    Where `staged` says so, each row ends with its number.
-    """
+    """Store rows and return how many were new, inside a transaction. Raises `Conflict` naming the row."""
     if not staged(codec, rows):
         return await connection.copy(
             codec.series, rows, columns=codec.columns, schema=place.schema, progress=progress, timeout=timeout
         )
     stage = f"_kmp_stage_{codec.series}"
     columns = ", ".join(map(quoted, codec.columns))
-    await connection.execute(
-        f"CREATE TEMP TABLE {quoted(stage)} ON COMMIT DROP AS "  # noqa: S608 - names are allow-listed
-        f"SELECT {columns}, 0::bigint AS _kmp_row FROM {place.table(codec.series)} WITH NO DATA",
-        timeout=timeout,
-    )
+    like = f"CREATE TEMP TABLE {quoted(stage)} (LIKE {place.table(codec.series)}) ON COMMIT DROP"
+    await connection.execute(like, timeout=timeout)
     count = await connection.copy(
         stage,
         rows,
-        columns=(*codec.columns, "_kmp_row"),
+        columns=codec.columns,
         schema="pg_temp",
         progress=progress,
         timeout=timeout,
@@ -71,19 +66,22 @@ async def write(
     )
     new = int(tag.rpartition(" ")[2])
     if codec.unique and new != count:
-        await _refuse_other_values(connection, place, codec, f"pg_temp.{quoted(stage)}", timeout=timeout)
+        # A table that only one COPY of its own transaction filled has its rows where it put them: one after the other.
+        source = f"(SELECT row_number() OVER (ORDER BY ctid) - 1 AS _kmp_row, * FROM pg_temp.{quoted(stage)})"  # noqa: S608
+        await _refuse_other_values(connection, place, codec, source, first_row=first_row, timeout=timeout)
     await connection.execute(f"DROP TABLE pg_temp.{quoted(stage)}", timeout=timeout)
     return new
 
 
 async def write_few(
-    connection: Connection, place: Place, codec: TimescaleCodec[Any], rows: Sequence[Sequence[Any]]
+    connection: Connection, place: Place, codec: TimescaleCodec[Any], rows: Sequence[Sequence[Any]], *, first_row: int
 ) -> int:
-    """The same for a few numbered rows that count once: as arrays, since a temporary table costs more than they do."""
+    """The same for a few rows that count once: as arrays, since a temporary table costs more than they do."""
     kinds = [SQL_TYPES[kept_kind(field)].partition(" COLLATE")[0] for field in codec.fields.values()]
-    arrays = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate((*kinds, "bigint"), start=1))
+    arrays = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(kinds, start=1))
     columns = ", ".join(map(quoted, codec.columns))
-    source = f"(SELECT * FROM unnest({arrays}) AS given({columns}, _kmp_row))"  # noqa: S608 - names are allow-listed
+    given = f"unnest({arrays}) WITH ORDINALITY AS given({columns}, _kmp_number)"
+    source = f"(SELECT _kmp_number - 1 AS _kmp_row, * FROM {given})"  # noqa: S608 - names are allow-listed
     arguments = [list(column) for column in zip(*rows, strict=True)]
     tag = await connection.execute(
         f"INSERT INTO {place.table(codec.series)} ({columns}) "  # noqa: S608 - names are allow-listed
@@ -92,7 +90,7 @@ async def write_few(
     )
     new = int(tag.rpartition(" ")[2])
     if new != len(rows):
-        await _refuse_other_values(connection, place, codec, source, *arguments)
+        await _refuse_other_values(connection, place, codec, source, *arguments, first_row=first_row)
     return new
 
 
@@ -125,6 +123,7 @@ async def _refuse_other_values(
     codec: TimescaleCodec[Any],
     source: str,
     *arguments: Any,
+    first_row: int,
     timeout: Timeout = None,
 ) -> None:
     """Some rows were there already: fine where they are the same."""
@@ -145,7 +144,7 @@ async def _refuse_other_values(
     number, time, *values = tuple(row)
     key = ", ".join(f"{name}={value!r}" for name, value in zip(codec.unique, values, strict=True))
     raise Conflict(
-        f"row {number}: series {codec.series!r} has a row for {time.isoformat()}, {key} already, with other values; "
-        "nothing was written",
+        f"row {first_row + number}: series {codec.series!r} has a row for {time.isoformat()}, {key} already, "
+        "with other values; nothing was written",
         key=f"{time.isoformat()}, {key}",
     )

@@ -1,0 +1,289 @@
+"""The installable leak test over every backend and placement; and each guard removed on the real server, and seen."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+import pytest
+import redis.asyncio
+from neo4j import GraphDatabase
+
+import s3_bed
+import testbed
+from kmp_core.secrets import Secret
+from kmp_storage.bucket.provisioning import VersityProvisioner
+from kmp_storage.redis.provisioning import RedisProvisioner
+from kmp_storage.testing.leaks import LeakTest, Login
+from kmp_storage.testing.leaks.neo4j import Neo4jLeaks
+from kmp_storage.testing.leaks.redis import RedisLeaks
+from kmp_storage.testing.leaks.s3 import S3Leaks
+from kmp_storage.testing.leaks.timescale import TimescaleLeaks
+from kmp_storage.timescale.provisioning import Access, Placement, TimescaleProvisioner
+from postgres_bed import admin, admin_url
+
+
+async def sees(kind: str, what: str, suite: LeakTest, victim: Login, neighbour: Login) -> None:
+    """The suite's check of this kind fails, and names this attempt."""
+    check = {"widen": "widen_its_rights"}.get(kind, kind)
+    with pytest.raises(AssertionError, match=f"let a neighbour {kind}:.*{what}"):
+        await getattr(suite, f"test_a_neighbour_cannot_{check}")(victim, neighbour)
+
+
+# TimescaleDB
+
+
+class _Timescale(TimescaleLeaks):
+    placement: ClassVar[Placement]
+    extension: ClassVar[bool] = True
+
+    @pytest.fixture
+    async def places(self, timescaledb: testbed.Server) -> AsyncIterator[tuple[Access, Access]]:
+        base = f"a{secrets.token_hex(4)}"
+        shared = f"shared_{base}"
+        async with TimescaleProvisioner(
+            admin_url(timescaledb), shared_database=shared, extension=self.extension
+        ) as operator:
+            # The name of one begins with that of the other.
+            made = [await operator.provision(name, placement=self.placement) for name in (base, f"{base}2")]
+            async with admin(timescaledb, made[1].database) as connection:
+                await connection.execute("CREATE EXTENSION dblink")
+            yield made[0], made[1]
+            for access in made:
+                await operator.deprovision(access.project, placement=self.placement, force=True)
+        async with admin(timescaledb) as connection:
+            await connection.execute(f"DROP DATABASE IF EXISTS {shared} WITH (FORCE)")
+
+    def login(self, server: testbed.Server, access: Access) -> Login:
+        assert access.password is not None
+        password = access.password.reveal()
+        return Login(testbed.LOOPBACK, server.port, access.role, password, access.database, access.schema)
+
+    @pytest.fixture
+    def victim(self, timescaledb: testbed.Server, places: tuple[Access, Access]) -> Login:
+        return self.login(timescaledb, places[0])
+
+    @pytest.fixture
+    def neighbour(self, timescaledb: testbed.Server, places: tuple[Access, Access]) -> Login:
+        return self.login(timescaledb, places[1])
+
+
+class TestTimescaleDatabase(_Timescale):
+    placement = "database"
+
+    async def test_it_sees_a_database_that_everybody_may_enter(
+        self, victim: Login, neighbour: Login, timescaledb: testbed.Server
+    ) -> None:
+        async with admin(timescaledb) as connection:
+            await connection.execute(f'GRANT CONNECT ON DATABASE "{victim.place}" TO PUBLIC')
+        await sees("connect", "connect to the victim's database", self, victim, neighbour)
+        await sees("connect", "dblink", self, victim, neighbour)
+
+
+class TestTimescaleSchema(_Timescale):
+    placement = "shared"
+
+    GUARDS: ClassVar = {
+        "a schema and a table that everybody may read": (
+            'GRANT USAGE ON SCHEMA "{schema}" TO PUBLIC; GRANT SELECT ON ALL TABLES IN SCHEMA "{schema}" TO PUBLIC',
+            {"read": "SELECT from the table", "browse": "content anywhere"},
+        ),
+        "a chunk that everybody may read": ("GRANT SELECT ON {chunk} TO PUBLIC", {"read": "SELECT from chunk 1"}),
+        "a table that everybody may change": (
+            'GRANT USAGE ON SCHEMA "{schema}" TO PUBLIC; GRANT ALL ON ALL TABLES IN SCHEMA "{schema}" TO PUBLIC',
+            {"write": "UPDATE"},
+        ),
+        "a schema in which everybody may create": (
+            'GRANT USAGE, CREATE ON SCHEMA "{schema}" TO PUBLIC',
+            {"write": "CREATE TABLE"},
+        ),
+        "a large object that everybody may read": (
+            "GRANT SELECT ON LARGE OBJECT {object} TO PUBLIC",
+            {"read": "a large object"},
+        ),
+        "a role that was granted": ('GRANT "{victim}" TO "{neighbour}"', {"widen": "SET ROLE"}),
+        "a role that may do everything": ('ALTER ROLE "{neighbour}" SUPERUSER', {"browse": "passwords"}),
+    }
+
+    @pytest.mark.parametrize("guard", GUARDS)
+    async def test_it_sees(self, victim: Login, neighbour: Login, timescaledb: testbed.Server, guard: str) -> None:
+        removal, seen = self.GUARDS[guard]
+        for kind, what in seen.items():
+            await self.plant(victim)
+            facts = {
+                "schema": victim.schema,
+                "chunk": self._chunks[0],
+                "object": self._large_object,
+                "victim": victim.user,
+                "neighbour": neighbour.user,
+            }
+            async with admin(timescaledb, victim.place) as connection:
+                await connection.execute(removal.format(**facts))
+            await sees(kind, what, self, victim, neighbour)
+
+
+class TestPlainPostgresDatabase(_Timescale):
+    placement = "database"
+    extension = False
+
+
+# Redis
+
+
+class TestRedisUser(RedisLeaks):
+    @pytest.fixture
+    async def logins(self, redis_server: testbed.Server) -> AsyncIterator[dict[str, Login]]:
+        url = f"redis://default:{redis_server.password}@{redis_server.address}"
+        async with RedisProvisioner(url) as operator:
+            made = {}
+            for name in ("leak", "leak2"):
+                password = secrets.token_hex(8)
+                await operator.provision(name, password=Secret(password))
+                made[name] = Login(testbed.LOOPBACK, redis_server.port, name, password, f"{name}:")
+            yield made
+            for name in made:
+                await operator.deprovision(name, force=True)
+
+    @pytest.fixture
+    def victim(self, logins: dict[str, Login]) -> Login:
+        return logins["leak2"]
+
+    @pytest.fixture
+    def neighbour(self, logins: dict[str, Login]) -> Login:
+        return logins["leak"]
+
+    GUARDS: ClassVar = {
+        "all keys": (("allkeys",), {"read": "GET", "write": "SET"}),
+        "a prefix without its separator": (("~leak*",), {"read": "GET", "guess": "GET leak"}),
+        "all channels": (("allchannels",), {"read": "SUBSCRIBE", "write": "PUBLISH", "guess": "SUBSCRIBE leak"}),
+        "all commands": (("+@all",), {"browse": "SCAN 0", "widen": "FLUSHALL"}),
+        "scripts": (("+eval",), {"browse": "EVAL"}),
+        "one command that tells of all": (("+dbsize",), {"browse": "DBSIZE"}),
+    }
+
+    @pytest.mark.parametrize("guard", GUARDS)
+    async def test_it_sees(self, victim: Login, neighbour: Login, redis_server: testbed.Server, guard: str) -> None:
+        rules, seen = self.GUARDS[guard]
+        async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
+            await root.execute_command("ACL", "SETUSER", neighbour.user, *rules)
+            for kind, what in seen.items():
+                if (kind, guard) == ("widen", "all commands"):
+                    # With these rights the rest of that check would end the server: its users, its configuration.
+                    self.harmful = ("FLUSHALL",)
+                await sees(kind, what, self, victim, neighbour)
+
+
+# Neo4j
+
+
+class TestNeo4jInstance(Neo4jLeaks):
+    @pytest.fixture
+    def victim(self, neo4j: testbed.Server) -> Iterator[Login]:
+        yield Login(testbed.LOOPBACK, neo4j.port, "neo4j", neo4j.password, "neo4j")
+        with GraphDatabase.driver(f"bolt://{neo4j.address}", auth=("neo4j", neo4j.password)) as driver:
+            driver.execute_query("MATCH (n:KmpLeakTest|Planted) DETACH DELETE n")
+            driver.execute_query("DROP CONSTRAINT planted IF EXISTS")
+
+    @pytest.fixture
+    def neighbour(self, second_neo4j: testbed.Server) -> Login:
+        return Login(testbed.LOOPBACK, second_neo4j.port, "neo4j", second_neo4j.password, "neo4j")
+
+    @pytest.mark.parametrize(
+        ("kind", "what"),
+        [
+            ("connect", "the neighbour's login"),
+            ("read", "a node"),
+            ("write", "CREATE"),
+            ("browse", "labels of the victim's"),
+            ("widen", "CREATE USER"),
+        ],
+    )
+    async def test_it_sees_a_login_that_counts_in_both_instances(
+        self, victim: Login, neighbour: Login, neo4j: testbed.Server, kind: str, what: str
+    ) -> None:
+        # Community's users all are administrators: one login for two instances is the guard's whole removal.
+        known = Login(neighbour.host, neighbour.port, f"both{secrets.token_hex(4)}", neighbour.password, "neo4j")
+        with GraphDatabase.driver(f"bolt://{neo4j.address}", auth=("neo4j", neo4j.password)) as driver:
+            driver.execute_query(
+                f"CREATE USER {known.user} SET PASSWORD $password CHANGE NOT REQUIRED",
+                {"password": known.password},
+                database_="system",
+            )
+            try:
+                await sees(kind, what, _AsGiven(), victim, known)
+            finally:
+                for user in (known.user, "mine"):
+                    driver.execute_query(f"DROP USER {user} IF EXISTS", database_="system")
+                if kind == "widen":  # which the check itself could do
+                    driver.execute_query(
+                        "ALTER USER neo4j SET PASSWORD $password CHANGE NOT REQUIRED",
+                        {"password": neo4j.password},
+                        database_="system",
+                    )
+
+
+class _AsGiven(Neo4jLeaks):
+    """The neighbour's own instance does not know the login that only these tests make."""
+
+    def browse(self, victim: Login, neighbour: Login) -> Any:
+        return {what: attempt for what, attempt in super().browse(victim, neighbour).items() if "victim" in what}
+
+
+# S3
+
+
+class TestS3Bucket(S3Leaks):
+    @pytest.fixture
+    async def logins(self, s3: testbed.Server) -> AsyncIterator[dict[str, Login]]:
+        async with VersityProvisioner(s3_bed.admin_url(s3)) as provisioner:
+            made = {}
+            for name in ("leaky", "leaky2"):
+                key = await provisioner.provision(name)
+                made[name] = Login(testbed.LOOPBACK, s3.port, key.name, key.secret, name)
+            yield made
+            for name in made:
+                await provisioner.deprovision(name, force=True)
+
+    @pytest.fixture
+    def victim(self, logins: dict[str, Login]) -> Login:
+        return logins["leaky2"]
+
+    @pytest.fixture
+    def neighbour(self, logins: dict[str, Login]) -> Login:
+        return logins["leaky"]
+
+    async def test_it_sees_a_policy_that_lets_a_neighbour_in(self, victim: Login, neighbour: Login) -> None:
+        async with self.open_to(victim, {"AWS": [victim.user, neighbour.user]}):
+            await sees("connect", "the bucket itself", self, victim, neighbour)
+            await sees("read", "GET", self, victim, neighbour)
+            await sees("browse", "objects", self, victim, neighbour)
+            await sees("write", "put", self, victim, neighbour)
+
+    async def test_it_sees_a_policy_that_lets_everybody_in(self, victim: Login, neighbour: Login) -> None:
+        async with self.open_to(victim, "*"):
+            await sees("connect", "without an access key", self, victim, neighbour)
+
+    @asynccontextmanager
+    async def open_to(self, victim: Login, principal: object) -> AsyncIterator[None]:
+        bucket = f"arn:aws:s3:::{victim.place}"
+        allow = {"Effect": "Allow", "Principal": principal, "Action": "s3:*", "Resource": [bucket, f"{bucket}/*"]}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [allow]})
+        await self._send(victim, "PUT", f"/{victim.place}", {"policy": ""}, content=policy.encode())
+        yield
+
+    async def test_it_sees_a_bucket_that_became_the_neighbours(
+        self, victim: Login, neighbour: Login, s3: testbed.Server
+    ) -> None:
+        await self.plant(victim)
+        async with self.owned_by(s3, victim.place, neighbour.user):
+            attempts = self.read(victim, neighbour)
+            assert await attempts["GET"]() == self.secret.encode()
+
+    @asynccontextmanager
+    async def owned_by(self, s3: testbed.Server, bucket: str, owner: str) -> AsyncIterator[None]:
+        root = Login(testbed.LOOPBACK, s3.port, "admin", s3.password, "")
+        await self._send(root, "PATCH", "/change-bucket-owner", {"bucket": bucket, "owner": owner})
+        yield
