@@ -7,18 +7,21 @@ import base64
 import itertools
 import random
 import sys
+import tracemalloc
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from neo4j import GraphDatabase
+from neo4j.time import Duration
 
 import testbed
 from kmp_core.errors import BackendError, Conflict, DeadlineExceeded, InvalidInput, KmpError
 from kmp_storage import Edge, Node
 from kmp_storage.embedded.graph import SqliteGraphStore
-from kmp_storage.neo4j import Neo4jStore
+from kmp_storage.neo4j import Neo4jSettings, Neo4jStore
 from kmp_storage.testing.graph import City, flies
 
 
@@ -126,6 +129,36 @@ async def test_values_are_typed_in_the_server(url: str) -> None:
         ]
 
 
+MOMENTS = (
+    datetime(2024, 10, 27, 2, 30, tzinfo=ZoneInfo("Europe/Berlin")),
+    datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),  # an hour later
+    datetime(1901, 2, 3, 4, 5, 6, 789, tzinfo=timezone(-timedelta(hours=9, minutes=30))),
+    datetime(2024, 2, 29, tzinfo=UTC),
+    datetime(2024, 2, 29),  # noqa: DTZ001 - Cypher has times without a zone too
+)
+DURATIONS = (timedelta(0), timedelta(days=400, seconds=3, microseconds=7), -timedelta(days=1, microseconds=1))
+
+
+async def test_temporal_values_come_back_as_they_went(url: str) -> None:
+    values = [*MOMENTS, *DURATIONS, date(1, 1, 1), time(12, 30, 1, 5)]
+    async with Neo4jStore(url, project="acme") as store:
+        await store.run("CREATE (x:Temporal) SET x += $values", values={f"v{n}": v for n, v in enumerate(values)})
+        (row,) = await store.run("MATCH (x:Temporal) RETURN x")
+        found = [row["x"][f"v{number}"] for number in range(len(values))]
+        assert found == values
+        for sent, came in zip(MOMENTS, found, strict=False):
+            assert came.utcoffset() == sent.utcoffset()
+            assert isinstance(came.tzinfo, ZoneInfo | timezone | None)
+        assert found[0].tzinfo == ZoneInfo("Europe/Berlin")
+        assert all(type(came) is timedelta for came in found[len(MOMENTS) : len(MOMENTS) + len(DURATIONS)])
+        with pytest.raises(InvalidInput, match="depends on the day"):
+            await store.run("RETURN $at", at=time(12, tzinfo=ZoneInfo("Europe/Berlin")))
+        (row,) = await store.run("RETURN duration('P1M2D') AS month")
+        assert row["month"] == Duration(months=1, days=2)
+        (row,) = await store.run("MATCH (x:Temporal) RETURN x.v0 < x.v1 AS earlier, x.v0.timezone AS zone")
+        assert row == {"earlier": True, "zone": "Europe/Berlin"}
+
+
 async def test_own_cypher_takes_values_as_parameters_only(url: str) -> None:
     odd = "x'}) MATCH (n) DETACH DELETE n //`"
     async with Neo4jStore(url, project="acme") as store:
@@ -155,6 +188,20 @@ async def test_a_stream_comes_part_by_part_and_may_be_left(url: str) -> None:
         assert await anext(rows) == {"n": 1}
         await rows.aclose()
         assert await store.run("RETURN 1 AS one") == [{"one": 1}]
+
+
+async def test_a_stream_needs_no_more_memory_for_more_records(url: str) -> None:
+    async def peak(store: Neo4jStore, most: int) -> int:
+        tracemalloc.start()
+        async for _ in store.stream("UNWIND range(1, $most) AS n RETURN n, 'x' + n AS text", most=most):
+            pass
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    async with Neo4jStore(url, project="acme", settings=Neo4jSettings.load(fetch_items=100)) as store:
+        await peak(store, 100)
+        assert await peak(store, 5000) < 2 * await peak(store, 500)
 
 
 async def test_a_call_whose_time_is_over_ends_in_the_server_too(url: str) -> None:
@@ -219,7 +266,7 @@ async def test_another_process_reads_what_this_one_wrote(url: str) -> None:
 
 READ_AFTER = """
 import asyncio, sys
-from kmp_storage.neo4j import Neo4jStore
+from kmp_storage.neo4j import Neo4jSettings, Neo4jStore
 from kmp_storage.testing.graph import City
 
 async def main(url, *bookmarks):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, time, timedelta, timezone
+from importlib import import_module
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import ValidationError
 
@@ -22,7 +25,9 @@ with extra("neo4j", install="kmp-storage[neo4j]"):
     from neo4j import graph
     from neo4j import time as neo4j_time
 
-__all__ = ["EdgeCodec", "NodeCodec", "edge_codec", "node_codec", "plain"]
+pytz: Any = import_module("pytz")  # comes with the driver, and without types
+
+__all__ = ["EdgeCodec", "NodeCodec", "edge_codec", "node_codec", "plain", "sendable"]
 
 N = TypeVar("N", bound=Node)
 E = TypeVar("E", bound=Edge)
@@ -32,15 +37,41 @@ _NONE = "_none_"
 
 
 def plain(value: Any) -> Any:
-    """What the driver returned, without types of the driver's: times are Python's, a node is its properties."""
+    """What the driver returned, without types of the driver's: times are Python's, a node is its properties.
+
+    Only a duration that has months, of which nobody knows how long they are, stays the driver's.
+    """
     if isinstance(value, neo4j_time.DateTime | neo4j_time.Date | neo4j_time.Time):
-        return value.to_native()
+        native = value.to_native()
+        return _in_its_zone(native) if isinstance(native, datetime) else native
+    if isinstance(value, neo4j_time.Duration) and not value.months:
+        return timedelta(days=value.days, seconds=value.seconds, microseconds=value.nanoseconds // 1000)
     if isinstance(value, graph.Path):
         return [plain(part) for part in _alternating(value)]
     if isinstance(value, graph.Entity | Mapping):
         return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list):
         return [plain(part) for part in value]
+    return value
+
+
+def sendable(value: Any) -> Any:
+    """A parameter as the driver may have it: no time in a zone of `zoneinfo`.
+
+    Of such a zone it asks the offset of an object that is no `datetime`. `zoneinfo` reads its memory as if it were one:
+    the hour is wrong at times, and Python may crash. Zones of pytz, which the driver itself uses, are safe.
+    """
+    if isinstance(value, datetime) and isinstance(value.tzinfo, ZoneInfo):
+        try:
+            return value.astimezone(pytz.timezone(value.tzinfo.key))
+        except (pytz.UnknownTimeZoneError, AttributeError):  # or it has no name
+            return value.astimezone(timezone(value.utcoffset() or timedelta()))
+    if isinstance(value, time) and isinstance(value.tzinfo, ZoneInfo):
+        raise TypeError("a time of day has no offset in a zone whose offset depends on the day")
+    if isinstance(value, Mapping):
+        return {name: sendable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [sendable(part) for part in value]
     return value
 
 
@@ -258,6 +289,17 @@ def _decoder(field: FieldType) -> Callable[[Any], Any] | None:
     if field.kind == "enum":
         return field.python
     return _DECODERS.get(kept_kind(field))
+
+
+def _in_its_zone(moment: datetime) -> datetime:
+    """The moment with a zone of Python's own instead of the driver's; the offset alone where none has the name."""
+    offset, name = moment.utcoffset(), getattr(moment.tzinfo, "zone", None)
+    if offset is None:
+        return moment
+    if name not in (None, "UTC"):
+        with suppress(ZoneInfoNotFoundError):
+            return moment.astimezone(ZoneInfo(name))
+    return moment.astimezone(timezone(offset))
 
 
 def _time(value: Any) -> datetime:

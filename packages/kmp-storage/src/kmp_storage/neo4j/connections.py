@@ -16,6 +16,7 @@ from kmp_core.pool_metrics import PoolMetrics
 from kmp_core.retries import Retries
 from kmp_storage.neo4j import statements
 from kmp_storage.neo4j.address import Neo4jAddress
+from kmp_storage.neo4j.codec import sendable
 from kmp_storage.neo4j.errors import BACKEND, ERRORS, LOST
 from kmp_storage.settings.neo4j import Neo4jSettings
 
@@ -109,7 +110,7 @@ class Connections:
 
         async def work(transaction: Transaction) -> list[neo4j.Record]:
             with _sendable():
-                result = await transaction.run(statements.trusted(cypher), dict(parameters))
+                result = await transaction.run(statements.trusted(cypher), sendable(parameters))
             return [record async for record in result]
 
         return await self._call(partial(self._transact, work, "WRITE"), seconds, idempotent=idempotent)
@@ -134,7 +135,7 @@ class Connections:
                 async with transaction:
                     async with self._chunk(seconds):
                         with _sendable():
-                            result = await transaction.run(statements.trusted(cypher), dict(parameters))
+                            result = await transaction.run(statements.trusted(cypher), sendable(parameters))
                     while True:
                         async with self._chunk(seconds):
                             record = await anext(result, None)
