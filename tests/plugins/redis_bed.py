@@ -41,8 +41,11 @@ WHOLE_SERVER = [
     "RANDOMKEY",
     "DBSIZE",
     "SCRIPT LOAD return(1)",
+    "SCRIPT EXISTS x",
     "SCRIPT FLUSH",
     "FUNCTION LIST",
+    "FUNCTION DUMP",
+    "FUNCTION FLUSH",
     "FUNCTION STATS",
     "CONFIG GET *",
     "CONFIG SET maxmemory 0",
@@ -132,9 +135,9 @@ async def root_of(cluster: testbed.Server, port: int) -> AsyncIterator[redis.asy
         yield client
 
 
-async def primary_of(cluster: testbed.Server, slot: int) -> int:
-    """The port of the node that has this slot."""
-    for port in cluster.nodes:
+async def primary_of(cluster: testbed.Server, slot: int, *, asked: int | None = None) -> int:
+    """The port of the node that has this slot, as one node says."""
+    for port in cluster.nodes if asked is None else [asked]:
         async with root_of(cluster, port) as client:
             try:
                 connection = await client.connection_pool.get_connection()

@@ -249,7 +249,7 @@ node() {
     [ -f redis.conf ] || printf '%s\\n' "port $1" "cluster-port $2" "dir /data/$1" "protected-mode no" "bind *" \\
         "cluster-enabled yes" "cluster-announce-ip 127.0.0.1" "cluster-announce-port $1" "cluster-node-timeout 3000" \\
         "cluster-require-full-coverage no" "cluster-replica-validity-factor 0" "repl-diskless-sync-delay 0" \\
-        "pidfile /data/$1/pid" "daemonize yes" "save ''" \\
+        "pidfile /data/$1/pid" "logfile /data/$1/log" "daemonize yes" "save ''" \\
         "requirepass $REDISCLI_AUTH" "masterauth $REDISCLI_AUTH" > redis.conf
     redis-server redis.conf
 }

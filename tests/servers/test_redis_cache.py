@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis.asyncio as bare
+from pydantic import BaseModel
 
 import testbed
 from kmp_core.context import Context
@@ -16,6 +18,7 @@ from kmp_core.errors import ConfigurationError, Conflict, InvalidInput
 from kmp_core.project import Environment, Project, ServiceName
 from kmp_core.secrets import Secret, SecretStore
 from kmp_storage.redis import RedisCache, RedisSettings
+from kmp_storage.redis.connections import Connections
 from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
 
@@ -47,6 +50,37 @@ def cache_at(url: str, **settings: Any) -> RedisCache:
 
 async def load() -> bytes:
     return b"loaded"
+
+
+class Gate(BaseModel):
+    name: str
+    opens: datetime
+
+
+async def test_models_are_kept_as_json_or_msgpack_and_either_view_reads_both(root: bare.Redis, url: str) -> None:
+    gate = Gate(name="B7", opens=datetime(2013, 1, 1, 5, tzinfo=UTC))
+    async with cache_at(url) as ours, cache_at(url, near_max_bytes=1 << 20) as theirs:
+        await ours.of(Gate).set("old", gate, ttl="1h")
+        await theirs.of(Gate, codec="msgpack").set("new", gate, ttl="1h")
+        assert (await root.get("gates:v:{.Gate:old}")).startswith(b'\x01{"name":')
+        assert (await root.get("gates:v:{.Gate:new}")).startswith(b"\x01\xc1\x01")
+        for view in (ours.of(Gate), theirs.of(Gate, codec="msgpack")):
+            for key in ("old", "new"):
+                assert await view.get(key) == gate
+
+
+async def test_the_driver_speaks_resp3_through_hiredis(root: bare.Redis, url: str) -> None:
+    async with cache_at(url) as cache:
+        await cache.set("key", b"1")
+        (channel,) = servers_of(cache)._idle
+        assert type(channel._connection._parser).__name__ == "_AsyncHiredisParser"
+        versions = {one["resp"] for one in await root.client_list() if one["user"] == "gates"}
+        assert versions == {"3"}
+
+
+def servers_of(cache: RedisCache) -> Connections:
+    assert isinstance(cache._connections, Connections)
+    return cache._connections
 
 
 async def calls_of(root: bare.Redis, command: str) -> int:

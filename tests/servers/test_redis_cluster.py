@@ -273,6 +273,24 @@ async def test_a_killed_primary_is_a_miss_for_its_own_keys_until_its_replica_too
             assert await client.ping(), "a node that started again forgot its users"
 
 
+async def test_a_call_whose_node_is_gone_finds_the_new_one_within_its_own_time(moving: Moving) -> None:
+    cluster, known = moving.cluster, [port for port in moving.cluster.nodes if port != moving.source]
+    async with cache_at(cluster) as cache:
+        await moving.end()
+
+        async def all_know() -> bool:
+            return {await primary_of(cluster, moving.slot, asked=port) for port in known} == {moving.target}
+
+        await eventually(all_know)
+        kill_node(cluster, moving.source)
+        try:
+            assert await cache.set("moved", b"2")
+            assert await cache.get("moved") == b"2"
+        finally:
+            start_node(cluster, moving.source)
+    await cluster.wait_until_ready()
+
+
 async def replicated(cluster: testbed.Server) -> bool:
     """Whether every replica has what its primary acknowledged."""
     for port in cluster.nodes:

@@ -13,8 +13,8 @@ import pytest
 PACKAGES = ["kmp_core", "kmp_storage", "kmp_messaging"]
 
 DRIVERS = {
-    "aiokafka", "aiosqlite", "asyncpg", "fastapi", "httpx", "neo4j", "obstore", "opentelemetry.sdk", "psycopg",
-    "pytest", "redis", "sqlite3", "starlette", "uvicorn",
+    "aiokafka", "aiosqlite", "asyncpg", "fastapi", "httpx", "msgspec", "neo4j", "obstore",
+    "opentelemetry.sdk", "psycopg", "pytest", "redis", "sqlite3", "starlette", "uvicorn",
 }  # fmt: skip
 
 

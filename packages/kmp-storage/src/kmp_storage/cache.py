@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from kmp_core.deadlines import Timeout, deadline, duration
 from kmp_core.errors import InvalidInput
+from kmp_storage.codecs import Codec, check_codec, decode, encode
 from kmp_storage.secret_fields import secret_field
 
 if TYPE_CHECKING:
@@ -28,16 +29,21 @@ _KEY = '"airport:JFK"'
 class TypedCache(Generic[B]):
     """Keep models of one class in a cache, under keys that begin with `prefix`: `cache.of(Airport, ttl="1h")`.
 
-    Values are the model's JSON, so that the versions of a service before and after a change read each other's as far
-    as the model allows; one that does not validate counts as missing and is loaded again.
+    Values are the model's JSON, or MessagePack with `codec="msgpack"`; a view reads what either wrote. So the versions
+    of a service before and after a change read each other's as far as the model allows; one that does not validate
+    counts as missing and is loaded again.
     """
 
-    def __init__(self, cache: Cache, model: type[B], *, prefix: str | None = None, ttl: Timeout = None) -> None:
+    def __init__(
+        self, cache: Cache, model: type[B], *, prefix: str | None = None, ttl: Timeout = None, codec: Codec = "json"
+    ) -> None:
         _check_model(model)
+        check_codec(codec)
         self._cache = cache
         self._model = model
         self._prefix = f"{model.__name__}:" if prefix is None else prefix
         self._ttl = ttl
+        self._codec: Codec = codec
 
     async def get(self, key: str, *, timeout: Timeout = None) -> B | None:
         """The model, or None when there is none, its time is over, or it no longer validates."""
@@ -90,15 +96,10 @@ class TypedCache(Generic[B]):
         if not isinstance(value, self._model):
             problem = f"must be a {self._model.__name__}, not {type(value).__name__}"
             raise InvalidInput("value", problem, example=f"{self._model.__name__}(...)")
-        return value.__pydantic_serializer__.to_json(value, by_alias=True, round_trip=True)
+        return encode(value, self._codec)
 
     def _decode(self, content: bytes | None) -> B | None:
-        if content is None:
-            return None
-        try:
-            return self._model.__pydantic_validator__.validate_json(content)  # type: ignore[no-any-return]
-        except ValidationError:
-            return None
+        return None if content is None else decode(content, self._model)
 
 
 def _check_model(model: object) -> None:

@@ -18,6 +18,7 @@ from kmp_storage.values import BucketEntry, CacheStatistics, Lease, Path, Row
 
 if TYPE_CHECKING:
     from kmp_storage.cache import TypedCache
+    from kmp_storage.codecs import Codec
 
 __all__ = ["Aggregation", "Bucket", "Cache", "Direction", "Fill", "GraphStore", "TimeSeriesStore", "Via"]
 
@@ -211,11 +212,16 @@ class Cache(Resource, Protocol):
     more than zero. A `set`, `delete` or `increment` outdates a load that is under way: its value is not stored.
     """
 
-    def of(self, model: type[B], *, prefix: str | None = None, ttl: Timeout = None) -> TypedCache[B]:
-        """The typed view: what goes in and comes out are models, under `prefix` (the model's name where None)."""
+    def of(
+        self, model: type[B], *, prefix: str | None = None, ttl: Timeout = None, codec: Codec = "json"
+    ) -> TypedCache[B]:
+        """The typed view: what goes in and comes out are models, under `prefix` (the model's name where None).
+
+        They are kept as JSON, or as MessagePack, which is smaller; a view reads both.
+        """
         from kmp_storage.cache import TypedCache
 
-        return TypedCache(self, model, prefix=prefix, ttl=ttl)
+        return TypedCache(self, model, prefix=prefix, ttl=ttl, codec=codec)
 
     @abstractmethod
     async def get(self, key: str, *, timeout: Timeout = None) -> bytes | None:

@@ -267,8 +267,12 @@ class Cluster:
     # Learning who has which slot
 
     async def _learn(self, due: float, *, must: bool = False) -> None:
-        """Ask a node for the map, unless that was done a moment ago; its failure is raised where there is no map."""
+        """Ask a node for the map, and its failure is raised where there is none. Not many times in a moment."""
         learner = self._learn_soon()
+        if learner is None and not self._closed:
+            soon = self._learnt_at + _LEARN_AGAIN_SECONDS
+            await asyncio.sleep(max(0.0, min(soon, due) - asyncio.get_running_loop().time()))
+            learner = self._learn_soon()
         if learner is None:
             return
         await asyncio.wait((learner,), timeout=_left(due))
