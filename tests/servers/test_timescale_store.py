@@ -210,6 +210,25 @@ async def test_a_conflict_names_the_row_whatever_else_comes_before_it(access: Ac
         assert not await store.latest(Reading)
 
 
+async def test_many_rows_that_count_once_are_all_or_nothing_over_several_rounds(access: Access) -> None:
+    rows = [delay(number) for number in range(45_000)]
+    async with store_of(access) as store:
+        await store.append(rows[0])
+        wrong = rows[0].model_copy(update={"minutes": "hunter2"})
+        other = rows[21_000].model_copy(update={"minutes": 7.0})
+        for last, problem, error in ((wrong, "row 45000, minutes", InvalidInput), (other, "row 45000: ", Conflict)):
+            with pytest.raises(error, match=problem):
+                await store.append_all([*rows, last])
+            assert [row async for row in store.read(Delay)] == rows[:1]
+        appending = asyncio.ensure_future(store.append_all(rows))
+        await asyncio.sleep(0.3)
+        appending.cancel()
+        await asyncio.gather(appending, return_exceptions=True)
+        assert len([row async for row in store.read(Delay)]) in (1, 45_000)
+        assert await store.append_all([*rows, *rows]) in (0, 44_999)
+        assert store.pool.in_use == 0
+
+
 # Transactions and sessions
 
 

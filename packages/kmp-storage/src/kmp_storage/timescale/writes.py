@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from kmp_core.deadlines import Timeout
@@ -22,6 +24,8 @@ FEW = 500
 """Up to so many rows that count once go as arrays."""
 
 _DELETED_AT_ONCE = 20_000
+_MOVED_AT_ONCE = 20_000
+"""Rows that go through the staging table together: enough that its own cost is none, few enough to wait for."""
 
 
 def staged(codec: TimescaleCodec[Any], rows: object) -> bool:
@@ -47,29 +51,43 @@ async def write(
         return await connection.copy(
             codec.series, rows, columns=codec.columns, schema=place.schema, progress=progress, timeout=timeout
         )
-    stage = f"_kmp_stage_{codec.series}"
-    columns = ", ".join(map(quoted, codec.columns))
-    like = f"CREATE TEMP TABLE {quoted(stage)} (LIKE {place.table(codec.series)}) ON COMMIT DROP"
+    stage = f"pg_temp.{quoted(f'_kmp_stage_{codec.series}')}"
+    like = f"CREATE TEMP TABLE {quoted(f'_kmp_stage_{codec.series}')} (LIKE {place.table(codec.series)}) ON COMMIT DROP"
     await connection.execute(like, timeout=timeout)
-    count = await connection.copy(
-        stage,
-        rows,
-        columns=codec.columns,
-        schema="pg_temp",
-        progress=progress,
-        timeout=timeout,
-    )
-    tag = await connection.execute(
+    columns = ", ".join(map(quoted, codec.columns))
+    move = (
         f"INSERT INTO {place.table(codec.series)} ({columns}) "  # noqa: S608 - names are allow-listed
-        f"SELECT {columns} FROM pg_temp.{quoted(stage)} {_ignoring(codec)}",
-        timeout=timeout,
+        f"SELECT {columns} FROM {stage} {_ignoring(codec)}"
     )
-    new = int(tag.rpartition(" ")[2])
-    if codec.unique and new != count:
-        # A table that only one COPY of its own transaction filled has its rows where it put them: one after the other.
-        source = f"(SELECT row_number() OVER (ORDER BY ctid) - 1 AS _kmp_row, * FROM pg_temp.{quoted(stage)})"  # noqa: S608
-        await _refuse_other_values(connection, place, codec, source, first_row=first_row, timeout=timeout)
-    await connection.execute(f"DROP TABLE pg_temp.{quoted(stage)}", timeout=timeout)
+    new = 0
+    # Rows that come as somebody else finds time are moved at once, when all are there.
+    batch = rows if isinstance(rows, AsyncIterator) else list(islice(rows, _MOVED_AT_ONCE))
+    while batch:
+        count = await connection.copy(
+            f"_kmp_stage_{codec.series}",
+            iter(batch) if isinstance(batch, list) else batch,
+            columns=codec.columns,
+            schema="pg_temp",
+            progress=progress,
+            timeout=timeout,
+        )
+        moving = asyncio.ensure_future(connection.execute(move, timeout=timeout))
+        try:
+            await asyncio.sleep(0)
+            # The next are made ready while the server works.
+            batch = [] if isinstance(rows, AsyncIterator) else list(islice(rows, _MOVED_AT_ONCE))
+            moved = int((await moving).rpartition(" ")[2])
+        except BaseException:
+            # A row that cannot be kept, or the caller left: what is under way is for nobody any more.
+            moving.cancel()
+            await asyncio.gather(moving, return_exceptions=True)
+            raise
+        if codec.unique and moved != count:
+            # A table that only one COPY filled has its rows where it put them: one after the other.
+            source = f"(SELECT row_number() OVER (ORDER BY ctid) - 1 AS _kmp_row, * FROM {stage})"  # noqa: S608
+            await _refuse_other_values(connection, place, codec, source, first_row=first_row, timeout=timeout)
+        new, first_row = new + moved, first_row + count
+        await connection.execute(f"{'TRUNCATE' if batch else 'DROP TABLE'} {stage}", timeout=timeout)
     return new
 
 
