@@ -133,9 +133,7 @@ def minimum(session: nox.Session) -> None:
     session.install("--quiet", "--require-hashes", "-r", "requirements/minimum.txt")
     session.install("--quiet", "--no-deps", "--no-build-isolation", *editable())
     python(session, "-m", "pip", "check")
-    # The type checkers, and building the plugin, do not depend on the versions: `tests` and `wheels` run them.
-    left_out = ["--ignore-glob=*/test_typing.py", "--ignore=tests/examples/test_plugin.py"]
-    python(session, "-m", "pytest", *left_out, *(session.posargs or product_tests()))
+    python(session, "-m", "pytest", *(session.posargs or product_tests()))
 
 
 @nox.session

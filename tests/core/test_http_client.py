@@ -203,6 +203,16 @@ async def test_method_that_may_be_repeated_is_tried_again(method: str, delays: S
     assert (await delays.request(method, "/count", params=query)).json()["count"] == 3
 
 
+async def test_a_body_from_a_stream_is_gone_after_the_first_try(delays: ServiceClient) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield b"once"
+
+    with pytest.raises(Overloaded) as caught:
+        await delays.put("/count", params={"key": "gone", "statuses": "503,200"}, content=body())
+    assert caught.value.retryable
+    assert await count(delays, "gone") == 1
+
+
 async def test_post_is_done_once(delays: ServiceClient) -> None:
     with pytest.raises(Overloaded) as caught:
         await delays.post("/count", params={"key": "post", "statuses": "503,200"})
