@@ -174,6 +174,14 @@ def test_damaged_trace_begins_none_of_the_callers(url: str, authority: Developme
     assert answer.json()["trace_id"] != TRACE
 
 
+@pytest.mark.parametrize("other", [TRACEPARENT, f"00-{'1' * 32}-b7ad6b7169203331-01"], ids=["same", "other"])
+def test_two_parents_are_none(url: str, authority: DevelopmentAuthority, other: str) -> None:
+    headers = [*bearer(authority).items(), ("traceparent", TRACEPARENT), ("traceparent", other)]
+    answer = get(f"{url}/whoami", headers)
+    assert answer.status_code == 200
+    assert answer.json()["trace_id"] not in {TRACE, "1" * 32}
+
+
 def test_keys_rotate_under_traffic_without_one_refusal(
     authority: DevelopmentAuthority, keys: Path, serve: Callable[..., dict[str, Any]]
 ) -> None:
