@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ import testbed
 from kmp_core.postgres import Connection
 from kmp_core.secrets import Secret
 from kmp_core.testing import FaultyServer, MakeAt, ProviderFaults
+from kmp_core.testing.faults import Call
 from kmp_storage.bucket import S3Settings
 from kmp_storage.neo4j import Neo4jSettings, Neo4jStore
 from kmp_storage.redis import RedisCache, RedisSettings
@@ -77,6 +78,9 @@ class TestTimescaleStore(TimeSeriesFaults):
 
 
 class TestNeo4jStore(GraphFaults):
+    def calls(self, provider: Any, seconds: float) -> Mapping[str, Call]:
+        return {**super().calls(provider, seconds), "run": lambda: provider.run("RETURN 1", timeout=seconds)}
+
     async def test_the_stage_sees_a_connection_that_outlives_its_cancelled_call(
         self, server: FaultyServer, make: MakeAt, monkeypatch: pytest.MonkeyPatch
     ) -> None:

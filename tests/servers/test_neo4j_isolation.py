@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from neo4j import AsyncGraphDatabase, GraphDatabase
-from neo4j.exceptions import AuthError, Neo4jError
+from neo4j import GraphDatabase
 from pydantic import SecretStr
 
 import testbed
@@ -54,16 +53,6 @@ async def test_of_two_projects_that_open_at_once_one_gets_the_instance(neo4j: te
     await asyncio.gather(*(store.close() for store in stores))
     assert outcomes.count(None) == 1
     assert all(outcome is None or isinstance(outcome, PermissionDenied) for outcome in outcomes)
-
-
-async def test_the_server_refuses_a_neighbours_credentials(neo4j: testbed.Server, second_neo4j: testbed.Server) -> None:
-    # A bare driver, so that nothing but the server stands in the way.
-    async with AsyncGraphDatabase.driver(f"bolt://{neo4j.address}", auth=("neo4j", second_neo4j.password)) as driver:
-        with pytest.raises(AuthError):
-            await driver.execute_query("MATCH (n) RETURN n")
-    async with AsyncGraphDatabase.driver(f"bolt://{neo4j.address}") as driver:
-        with pytest.raises(Neo4jError):
-            await driver.execute_query("MATCH (n) RETURN n")
 
 
 async def test_what_one_project_writes_is_in_its_own_instance_alone(

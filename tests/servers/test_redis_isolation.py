@@ -1,7 +1,4 @@
-"""The server itself keeps a project's user inside its own keys and channels, and the cache works as that user.
-
-What is tried here is tried with a bare connection of the driver: no code of ours stands between it and the server.
-"""
+"""How users are provisioned, and what a cache says of a wrong one; the leak test proves what the server refuses."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import redis.asyncio
-from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.exceptions import AuthenticationError
 
 import testbed
 from kmp_core.errors import (
@@ -24,7 +21,7 @@ from kmp_core.errors import (
 from kmp_core.secrets import Secret
 from kmp_storage.redis import RedisCache
 from kmp_storage.redis.provisioning import RedisProvisioner
-from redis_bed import DESTRUCTIVE, FOREIGN, FOREIGN_CHANNELS, FOREIGN_KEYS, WHOLE_SERVER, allowed, client_of
+from redis_bed import allowed, client_of
 
 
 def administrator_of(server: testbed.Server) -> str:
@@ -37,45 +34,6 @@ async def admin(redis_server: testbed.Server) -> AsyncIterator[RedisProvisioner]
         yield admin
         for project in ("acme", "acme2"):
             await admin.deprovision(project, force=True)
-
-
-@pytest.fixture
-async def raw(admin: RedisProvisioner, redis_server: testbed.Server) -> AsyncIterator[redis.asyncio.Redis]:
-    password = await admin.provision("acme")
-    await admin.provision("acme2")
-    async with client_of(redis_server.port, "acme", password) as client:
-        yield client
-
-
-async def test_the_server_refuses_foreign_keys(raw: redis.asyncio.Redis) -> None:
-    assert await allowed(raw, FOREIGN_KEYS) == []
-
-
-async def test_the_server_refuses_foreign_channels(raw: redis.asyncio.Redis) -> None:
-    assert await allowed(raw, FOREIGN_CHANNELS) == []
-
-
-async def test_the_server_refuses_what_shows_or_harms_the_whole(raw: redis.asyncio.Redis) -> None:
-    assert await allowed(raw, WHOLE_SERVER + DESTRUCTIVE) == []
-
-
-async def test_without_the_guard_the_same_commands_are_allowed(
-    raw: redis.asyncio.Redis, redis_server: testbed.Server
-) -> None:
-    commands = FOREIGN_KEYS + FOREIGN_CHANNELS + WHOLE_SERVER
-    async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
-        await root.execute_command("ACL", "SETUSER", "acme", "+@all", "allkeys", "allchannels")
-        assert len(await allowed(raw, commands)) == len(commands)
-        await root.execute_command("DEL", *FOREIGN)
-
-
-async def test_a_transaction_with_a_foreign_key_does_nothing(raw: redis.asyncio.Redis) -> None:
-    async with raw.pipeline(transaction=True) as pipeline:
-        pipeline.set("acme:v:{.key}", "mine")
-        pipeline.set("acme2:v:{.key}", "mine")
-        with pytest.raises(NoPermissionError):
-            await pipeline.execute()
-    assert await raw.get("acme:v:{.key}") is None
 
 
 async def test_the_cache_of_a_neighbour_is_refused_by_the_server(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import ssl
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -97,17 +96,6 @@ async def test_who_asks_first_is_served_first(timescaledb: testbed.Server, datab
     assert served == list(range(100))
 
 
-async def test_ten_connections_serve_a_thousand_callers(timescaledb: testbed.Server, database: Database) -> None:
-    async with pool_of(timescaledb, database, size=10, acquire_timeout=timedelta(seconds=60)) as pool:
-
-        async def work(number: int) -> int:
-            async with pool.acquire() as connection:
-                return int(await connection.fetch_value("SELECT $1::int", number))
-
-        assert await asyncio.gather(*map(work, range(1000))) == list(range(1000))
-        assert pool.idle <= 10
-
-
 async def test_a_thousand_callers_are_served_or_refused_typed(timescaledb: testbed.Server, database: Database) -> None:
     async with pool_of(timescaledb, database, size=10, acquire_timeout=timedelta(seconds=0.3)) as pool:
 
@@ -192,53 +180,6 @@ async def test_a_statement_whose_caller_left_ends_on_the_server(
             )
 
         await until(gone)
-
-
-async def test_no_answer_ever_reaches_the_wrong_caller(
-    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
-) -> None:
-    chance = random.Random(7)
-    cancelled = between = 0
-    interrupted: set[int] = set()
-    with proxies.before(timescaledb) as proxy:
-        async with pool_of(proxy, database, size=20, acquire_timeout=timedelta(seconds=60)) as pool:
-            proxy.slow(10, jitter=10)
-
-            async def ask(number: int) -> None:
-                nonlocal cancelled, between
-                sent = asyncio.Event()
-                process = 0
-
-                async def question() -> int:
-                    nonlocal process
-                    async with pool.acquire(reset=False) as connection:
-                        process = connection.server_process
-                        assert process not in interrupted, "an answer to somebody else may be on the wire"
-                        sent.set()
-                        return int(await connection.fetch_value("SELECT $1::int", number))
-
-                task = asyncio.ensure_future(question())
-                await sent.wait()
-                await asyncio.sleep(chance.uniform(0, 0.008))
-                if not task.done():
-                    between += sent.is_set()
-                    task.cancel()
-                try:
-                    assert await task == number
-                except asyncio.CancelledError:
-                    cancelled += 1
-                    interrupted.add(process)
-
-            async def neighbour(number: int) -> None:
-                async with pool.acquire(reset=False) as connection:
-                    assert connection.server_process not in interrupted
-                    assert await connection.fetch_value("SELECT $1::int", -number) == -number
-
-            for begin in range(0, 2200, 100):
-                numbers = range(begin, begin + 100)
-                await asyncio.gather(*map(ask, numbers), *map(neighbour, range(begin + 1, begin + 20)))
-            assert cancelled >= 1000
-            assert between >= 0.9 * cancelled
 
 
 # What a caller leaves behind
@@ -365,48 +306,6 @@ async def test_connections_beside_a_lost_one_are_asked_first(
                     async with pool.acquire() as connection:
                         await connection.fetch_value("SELECT 1", timeout="200ms")
             assert pool.idle == 0, "one that does not answer speaks for those that lay beside it"
-
-
-async def test_a_call_into_a_black_hole_ends_with_its_deadline(
-    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
-) -> None:
-    loop = asyncio.get_running_loop()
-    with proxies.before(timescaledb) as proxy:
-        pool = pool_of(proxy, database)
-        await pool.open()
-        proxy.black_hole()
-        for _ in range(3):
-            began = loop.time()
-            with pytest.raises((DeadlineExceeded, Unavailable)):
-                async with deadline("300ms"), pool.acquire() as connection:
-                    await connection.fetch_value("SELECT 1")
-            assert loop.time() - began < 0.3 + 2.5, "the reset has its own bound"
-        began = loop.time()
-        await pool.close()
-        assert loop.time() - began < 5
-
-
-async def test_a_killed_server_is_used_again_when_it_is_back(timescaledb: testbed.Server, database: Database) -> None:
-    async with pool_of(timescaledb, database, size=4) as pool:
-        async with pool.transaction() as transaction:
-            await transaction.execute("CREATE TABLE kept AS SELECT 42 AS answer")
-        async with pool.acquire(), pool.acquire():
-            pass
-        timescaledb.kill()
-        with pytest.raises((Unavailable, DeadlineExceeded)):
-            async with pool.acquire() as connection:
-                await connection.fetch_value("SELECT 1", timeout="2s")
-        timescaledb.start_again()
-        await timescaledb.wait_until_ready()
-
-        async def answers() -> bool:
-            try:
-                async with pool.acquire() as connection:
-                    return bool(await connection.fetch_value("SELECT answer FROM kept") == 42)
-            except BackendError:
-                return False
-
-        await until(answers, 5)
 
 
 # Logging in
