@@ -281,10 +281,21 @@ class ProviderFaults:
                 await asyncio.to_thread(server.restart)
             assert all(isinstance(outcome, BackendError) for outcome in outcomes), outcomes
             assert late["close"] <= SLACK_SECONDS, "close took too long with the server dead"
+            await self._serves(server, make)
             await self._used_again(provider)
             lost = [number for number in acknowledged if await self.read(provider, number) != number]
             assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged writes are gone"
             await provider.check()
+
+    async def _serves(self, server: FaultyServer, make: MakeAt) -> None:
+        """Wait until the server serves somebody who was never there before: from then on it counts as back."""
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    async with make(server.host, server.port) as newcomer:
+                        return await self.write(newcomer, 0)
+                except BackendError:
+                    await asyncio.sleep(0.1)
 
     async def _used_again(self, provider: Any) -> None:
         async def used() -> bool:
