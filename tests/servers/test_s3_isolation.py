@@ -1,4 +1,4 @@
-"""How access keys are provisioned, and what a bucket says of a wrong one; what the server refuses is the leak test's."""
+"""How access keys are provisioned, and what a bucket says of a wrong one; the leak test has what the server refuses."""
 
 from __future__ import annotations
 
