@@ -24,7 +24,7 @@ from kmp_core.testing.faults import Call
 from kmp_storage.bucket import S3Settings
 from kmp_storage.neo4j import Neo4jSettings, Neo4jStore
 from kmp_storage.redis import RedisCache, RedisSettings
-from kmp_storage.redis.connections import Channel
+from kmp_storage.redis.channel import Channel
 from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.faults import BucketFaults, CacheFaults, GraphFaults, TimeSeriesFaults
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
