@@ -144,7 +144,7 @@ class NodeCodec(Generic[N]):
 
     def key(self, node: Node, row: int | None = None) -> str:
         """The node's key. Raises `InvalidInput`."""
-        return check_key(getattr(node, self.property, None), self.property, row)
+        return _key(getattr(node, self.property, None), self.property, row)
 
     def encode(self, node: Node, row: int | None = None) -> dict[str, Any]:
         """The node's properties, as far as they were passed."""
@@ -178,8 +178,8 @@ class EdgeCodec(Generic[E]):
     def ends(self, edge: Edge, row: int | None = None) -> tuple[str, str]:
         """The keys of both ends. Raises `InvalidInput`."""
         return (
-            check_key(getattr(edge, "source", None), "source", row),
-            check_key(getattr(edge, "target", None), "target", row),
+            _key(getattr(edge, "source", None), "source", row),
+            _key(getattr(edge, "target", None), "target", row),
         )
 
     def encode(self, edge: Edge, row: int | None = None) -> dict[str, Any]:
@@ -254,6 +254,13 @@ _ENCODERS = {
 
 def _text(value: str) -> str:
     return value if type(value) is str else str.__str__(value)
+
+
+def _key(value: Any, field: str, row: int | None) -> str:
+    # Short ASCII needs no more than this; what is anything else is looked at in full.
+    if type(value) is str and 0 < len(value) < 128 and _quick_text(value):
+        return value
+    return check_key(value, field, row)
 
 
 def _quick_text(value: Any) -> bool:

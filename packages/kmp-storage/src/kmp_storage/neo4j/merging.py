@@ -71,21 +71,20 @@ class Plan:
     certain: int = 0
     _rows: dict[tuple[int, int, int], tuple[Codec, list[_Row]]] = field(default_factory=dict)
     _ends: set[tuple[str, str]] = field(default_factory=set)
+    _nodes: dict[type[Node], NodeCodec[Any]] = field(default_factory=dict)
+    _edges: dict[type[Edge], EdgeCodec[Any]] = field(default_factory=dict)
 
     def add_node(self, item: Node, row: int) -> None:
         """Plan one node. Raises `InvalidInput`."""
-        codec = node_codec(type(item))
+        codec = self._nodes.get(type(item)) or self._node(type(item))
         key = codec.key(item, row)
-        self.codecs[codec.label] = codec
         quiet = (codec.label, key) in self._ends
         self._add(self.nodes, (codec.label, key), codec, {"k": key, "p": codec.encode(item, row)}, quiet)
 
     def add_edge(self, item: Edge, row: int) -> None:
         """Plan one edge. Raises `InvalidInput`."""
-        codec = edge_codec(type(item))
+        codec = self._edges.get(type(item)) or self._edge(type(item))
         source, target = codec.ends(item, row)
-        self.codecs[codec.source.label] = codec.source
-        self.codecs[codec.target.label] = codec.target
         self._ends.add((codec.source.label, source))
         self._ends.add((codec.target.label, target))
         identity = (codec.type, codec.source.label, source, codec.target.label, target)
@@ -101,6 +100,17 @@ class Plan:
             if statement.creates is not None:
                 changed += getattr((await result.consume()).counters, statement.creates)
         return changed
+
+    def _node(self, model: type[Node]) -> NodeCodec[Any]:
+        codec = node_codec(model)
+        self._nodes[model] = self.codecs[codec.label] = codec
+        return codec
+
+    def _edge(self, model: type[Edge]) -> EdgeCodec[Any]:
+        codec = self._edges[model] = edge_codec(model)
+        for end in (codec.source, codec.target):
+            self.codecs[end.label] = end
+        return codec
 
     def _add(
         self,
@@ -194,4 +204,7 @@ def _cypher(codec: Codec, update: Update) -> str:
 
 
 def _has_details(given: dict[str, Any]) -> bool:
-    return any(value is not None for value in given.values())
+    for value in given.values():  # noqa: SIM110 - a generator for each item is felt
+        if value is not None:
+            return True
+    return False
