@@ -21,7 +21,7 @@ from kmp_core.logs import get_logger
 from kmp_core.tokens import StaticKeysVerifier
 from kmp_core.tokens.principal import Principal
 from kmp_messaging import EventBus
-from kmp_storage import Bucket, Cache, GraphStore, TimeSeriesStore
+from kmp_storage import Bucket, Cache, Edge, GraphStore, Node, TimeSeriesStore
 from kmp_storage.cache import TypedCache
 from skyline import data
 from skyline.answers import answer
@@ -45,6 +45,7 @@ class Recorder:
         self._store = store
         self._graph = graph
         self._airports = airports
+        self._merged = set[Node | Edge]()
 
     async def record(self, events: Sequence[Departed]) -> None:
         """Store a batch. Everything here may happen again with the same events, and then changes nothing."""
@@ -54,7 +55,12 @@ class Recorder:
         codes = sorted({code for event in events for code in (event.origin, event.dest)})
         airports = await asyncio.gather(*(self._airport(code) for code in codes))
         edges = [Route(source=origin, target=dest, miles=miles) for (origin, dest), miles in routes.items()]
-        await self._graph.merge(*airports, *edges)
+        # The same few hundred come in every batch; after a restart all are merged again, which changes nothing.
+        found: list[Node | Edge] = [*airports, *edges]
+        unseen = set(found) - self._merged
+        if unseen:
+            await self._graph.merge(*unseen)
+            self._merged |= unseen
         log.info("handled", events=len(events), new=new)
 
     async def _airport(self, code: str) -> Airport:
