@@ -169,11 +169,14 @@ class TestRedisUser(RedisLeaks):
         rules, seen = self.GUARDS[guard]
         async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
             await root.execute_command("ACL", "SETUSER", neighbour.user, *rules)
-            for kind, what in seen.items():
-                if (kind, guard) == ("widen", "all commands"):
-                    # With these rights the rest of that check would end the server: its users, its configuration.
-                    self.harmful = ("FLUSHALL",)
-                await sees(kind, what, self, victim, neighbour)
+            try:
+                for kind, what in seen.items():
+                    if (kind, guard) == ("widen", "all commands"):
+                        # With these rights the rest of that check would end the server: its users, its configuration.
+                        self.harmful = ("FLUSHALL",)
+                    await sees(kind, what, self, victim, neighbour)
+            finally:
+                await root.execute_command("ACL", "DELUSER", "mine")  # whom a neighbour with all commands makes
 
 
 # Neo4j
