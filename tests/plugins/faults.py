@@ -32,7 +32,6 @@ class Proxies:
         self._api = httpx.Client(base_url=f"http://{testbed.LOOPBACK}:{self._port}", timeout=5)
 
     def start(self) -> None:
-        os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
         from testcontainers.core.container import DockerContainer
 
         # On the host's own network, so that it reaches what is published on 127.0.0.1 and listens nowhere else.

@@ -26,6 +26,10 @@ LABEL = "kmp-test-process"
 READY_SECONDS = 90
 LOOPBACK = "127.0.0.1"
 
+# testcontainers reads them once, when it is imported, by whichever fixture comes first.
+os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
+os.environ.setdefault("TESTCONTAINERS_HOST_OVERRIDE", LOOPBACK)
+
 
 @dataclass
 class Server:
@@ -116,8 +120,6 @@ def launch(name: str, recipe: Recipe, *, mark: str | None = None) -> Server:
 
     A mark is a label of this name by which the container is found again.
     """
-    os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
-    os.environ.setdefault("TESTCONTAINERS_HOST_OVERRIDE", LOOPBACK)
     from testcontainers.core.container import DockerContainer
 
     password, port = secrets.token_hex(16), free_port()

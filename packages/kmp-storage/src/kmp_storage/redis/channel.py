@@ -125,8 +125,12 @@ class Channel:
     def discard(self) -> None:
         """Cut the connection and let go of it."""
         self.abort()
-        if self._connection is not None:
-            self._connection._close()
+        if self._connection is None:
+            return
+        if self._transport is None and self._connection._writer is not None:
+            # Given up while it logged in. Behind TLS, closing in peace would wait for the server to take leave.
+            self._connection._writer.transport.abort()
+        self._connection._close()
 
     def _expire(self) -> None:
         self._expired = True
