@@ -19,7 +19,7 @@ from kmp_storage.bucket.provisioning import VersityProvisioner
 from kmp_storage.timescale.provisioning import TimescaleProvisioner
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
-RUN = {"timescale", "neo4j", "buckets", "redis"}  # the last one in test_redis_docs.py
+RUN = {"timescale", "neo4j", "buckets", "redis", "test-your-provider"}  # the last two in tests of their own
 PASSWORD = "for-this-page-alone"
 
 
