@@ -91,6 +91,20 @@ async def test_work_that_ends_after_its_time_is_rolled_back_even_where_no_statem
         assert await database.read(texts) == []
 
 
+async def test_any_error_of_a_statement_whose_time_is_over_is_a_deadline(path):
+    """An interrupt that meets the making of a virtual table comes out as SQLite's general error."""
+
+    def late(connection):
+        add("a")(connection)
+        time.sleep(0.1)
+        connection.execute("SELECT * FROM nowhere")
+
+    async with opened(path) as database:
+        with pytest.raises(DeadlineExceeded):
+            await database.write(late, timeout="20ms")
+        assert await database.read(texts) == []
+
+
 async def test_the_tasks_deadline_counts_too(path):
     async with opened(path) as database:
         with pytest.raises(DeadlineExceeded):

@@ -48,6 +48,8 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 _READERS = 4
+# How a statement ends whose job was given up; where it was making a virtual table, with the general error.
+_GIVEN_UP = (sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_ERROR, *BUSY)
 _BEGIN = {
     "write": ("BEGIN IMMEDIATE",),
     # A deferred transaction takes its snapshot at the first look.
@@ -213,7 +215,7 @@ class Database:
                 return body(job)
             except sqlite3.DatabaseError as error:
                 code = primary(error)
-                if job.over() and (code == sqlite3.SQLITE_INTERRUPT or code in BUSY):
+                if job.over() and code in _GIVEN_UP:
                     raise Interrupted from error
                 translated = translate(error, self.path)
                 if translated is None:

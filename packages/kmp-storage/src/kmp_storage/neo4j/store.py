@@ -20,8 +20,8 @@ from kmp_core.project import Project
 from kmp_core.resource import Provider
 from kmp_core.secrets import Secret, SecretStore
 from kmp_core.telemetry import Telemetry
-from kmp_storage.embedded.files import whole_number
-from kmp_storage.embedded.graph.codec import check_key
+from kmp_storage.arguments import whole_number
+from kmp_storage.graph.node_keys import check_node_key
 from kmp_storage.models import Edge, Node
 from kmp_storage.neo4j import statements
 from kmp_storage.neo4j.address import Neo4jAddress, Password
@@ -131,7 +131,7 @@ class Neo4jStore(Provider, GraphStore):
     async def get(self, node: type[N], key: str, *, timeout: Timeout = None) -> N | None:
         self.ensure_open()
         codec = node_codec(node)
-        key = check_key(key)
+        key = check_node_key(key)
 
         async def work(transaction: Transaction) -> Mapping[str, Any] | None:
             record = await (await transaction.run(statements.trusted(statements.get_node(codec)), key=key)).single()
@@ -139,12 +139,12 @@ class Neo4jStore(Provider, GraphStore):
 
         with self._telemetry.call("get"):
             found = await self._server.read(work, seconds=self._seconds(timeout))
-        return None if found is None else codec.decode(found)
+        return None if found is None else codec.decode(key, found)
 
     async def delete(self, node: type[Node], key: str, *, timeout: Timeout = None) -> bool:
         self.ensure_open()
         codec = node_codec(node)
-        key = check_key(key)
+        key = check_node_key(key)
 
         async def work(transaction: Transaction) -> bool:
             result = await transaction.run(statements.trusted(statements.delete_node(codec)), key=key)
@@ -372,7 +372,7 @@ class _Classes:
                 f"An edge leads to a node {label!r}, which none of the classes in 'via' declares: its class was "
                 "changed after it was stored"
             )
-        node: Node = codec.decode(found)
+        node: Node = codec.decode(found.get(codec.property, ""), found)
         return node
 
     def edge(self, step: Step, keys: Mapping[str, str], found: Mapping[str, Any]) -> Edge:

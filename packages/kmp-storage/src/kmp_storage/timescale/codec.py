@@ -11,10 +11,10 @@ from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from kmp_core.errors import InvalidInput
-from kmp_storage.embedded.columns import ENCODERS, Encoder, encode_column, encode_value
-from kmp_storage.embedded.timeseries.codec import Codec
+from kmp_storage.columns import ENCODERS, Encoder, encode_column, encode_value
 from kmp_storage.fields import FieldType
 from kmp_storage.models import Measurement
+from kmp_storage.series.codec import Codec
 
 __all__ = ["SQL_TYPES", "TimescaleCodec", "parameter", "timescale_codec_of"]
 

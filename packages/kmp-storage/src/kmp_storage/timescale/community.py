@@ -9,8 +9,8 @@ from typing import Any
 
 from kmp_core.errors import InvalidInput, Unsupported
 from kmp_core.postgres import Connection
-from kmp_storage.embedded.timeseries.buckets import Every
-from kmp_storage.embedded.timeseries.schema import quoted
+from kmp_storage.series.shape import quoted
+from kmp_storage.series.time_buckets import Every
 from kmp_storage.timescale.codec import TimescaleCodec
 from kmp_storage.timescale.schema import Place
 

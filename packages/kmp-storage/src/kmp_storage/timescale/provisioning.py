@@ -25,7 +25,7 @@ from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
 from kmp_core.secrets import Secret
 from kmp_core.settings.url import ConnectionUrl
-from kmp_storage.embedded.timeseries.schema import quoted
+from kmp_storage.series.shape import quoted
 
 __all__ = ["Access", "Placement", "Quota", "TimescaleProvisioner"]
 

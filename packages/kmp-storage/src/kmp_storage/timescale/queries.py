@@ -13,9 +13,9 @@ from zoneinfo import ZoneInfo
 
 from kmp_core.errors import InvalidInput
 from kmp_core.postgres import Connection
-from kmp_storage.embedded.columns import from_microseconds, microseconds
-from kmp_storage.embedded.timeseries.buckets import LONGEST_SPLIT, Every, Segment, begin_of, segments
-from kmp_storage.embedded.timeseries.schema import Series, quoted
+from kmp_storage.columns import from_microseconds, microseconds
+from kmp_storage.series.shape import Series, quoted
+from kmp_storage.series.time_buckets import LONGEST_SPLIT, Every, Segment, begin_of, segments
 from kmp_storage.timescale.codec import TimescaleCodec, parameter
 from kmp_storage.timescale.schema import Place
 from kmp_storage.values import Row

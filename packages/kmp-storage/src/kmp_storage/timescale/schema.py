@@ -12,8 +12,8 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from kmp_core.postgres import Connection
-from kmp_storage.embedded.columns import kept_kind
-from kmp_storage.embedded.timeseries.schema import Series, check, declared_fields, quoted
+from kmp_storage.columns import kept_kind
+from kmp_storage.series.shape import Series, check, declared_fields, quoted
 from kmp_storage.timescale.codec import SQL_TYPES, TimescaleCodec
 
 __all__ = ["Place", "Tier", "detect", "find", "make_catalogue", "prepare"]

@@ -39,13 +39,13 @@ from kmp_core.resource import Provider
 from kmp_core.retries import Retries
 from kmp_core.secrets import SecretStore
 from kmp_core.telemetry import Telemetry
-from kmp_storage.embedded.files import whole_number
-from kmp_storage.embedded.timeseries.buckets import every_of, zone_of
-from kmp_storage.embedded.timeseries.queries import pairs_of
-from kmp_storage.embedded.timeseries.schema import Series, check, declared_fields
-from kmp_storage.gaps import check_fill, filled
+from kmp_storage.arguments import whole_number
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import Aggregation, Fill, TimeSeriesStore
+from kmp_storage.series.calls import pairs_of, runs, tags_of
+from kmp_storage.series.gaps import check_fill, filled
+from kmp_storage.series.shape import Series, check, declared_fields
+from kmp_storage.series.time_buckets import every_of, zone_of
 from kmp_storage.settings.timescale import TimescaleSettings
 from kmp_storage.timescale import queries, schema
 from kmp_storage.timescale.codec import TimescaleCodec, timescale_codec_of
@@ -54,7 +54,6 @@ from kmp_storage.timescale.replica import Replica
 from kmp_storage.timescale.schema import Tier
 from kmp_storage.timescale.stream import Stream
 from kmp_storage.timescale.writes import FEW, delete_older, write, write_few
-from kmp_storage.timeseries_calls import runs, tags_of
 from kmp_storage.values import Row
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 
 from kmp_core.errors import InvalidInput
 from kmp_core.postgres import Progress
+from kmp_storage.series.calls import class_of
 from kmp_storage.streams import chunked
 from kmp_storage.timescale.codec import TimescaleCodec, timescale_codec_of
-from kmp_storage.timeseries_calls import class_of
 
 __all__ = ["Stream"]
 

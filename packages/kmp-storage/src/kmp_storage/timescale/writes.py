@@ -11,8 +11,8 @@ from typing import Any
 from kmp_core.deadlines import Timeout
 from kmp_core.errors import Conflict
 from kmp_core.postgres import Connection, Progress
-from kmp_storage.embedded.columns import kept_kind
-from kmp_storage.embedded.timeseries.schema import quoted
+from kmp_storage.columns import kept_kind
+from kmp_storage.series.shape import quoted
 from kmp_storage.timescale.codec import SQL_TYPES, TimescaleCodec
 from kmp_storage.timescale.schema import Place
 

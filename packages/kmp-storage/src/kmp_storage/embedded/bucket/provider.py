@@ -26,7 +26,7 @@ from kmp_storage.embedded.bucket.memory import MemoryBlobs
 from kmp_storage.embedded.bucket.settings import BucketSettings
 from kmp_storage.embedded.bucket.threads import Threads
 from kmp_storage.embedded.bucket.writes import Description, Writes
-from kmp_storage.keys import check_content_type, check_expires, check_key, check_metadata, check_prefix
+from kmp_storage.object_keys import check_content_type, check_expires, check_key, check_metadata, check_prefix
 from kmp_storage.protocols import Bucket
 from kmp_storage.values import BucketEntry
 

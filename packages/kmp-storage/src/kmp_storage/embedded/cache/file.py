@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import random
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,12 +18,10 @@ from kmp_storage.embedded.cache.entries import Entries, Found
 from kmp_storage.embedded.cache.lookups import Lookups
 from kmp_storage.embedded.cache.settings import CacheSettings
 
-__all__ = ["CacheFile", "Pauses"]
+__all__ = ["CacheFile"]
 
 T = TypeVar("T")
 
-_FIRST_PAUSE = 0.005
-_LONGEST_PAUSE = 0.1
 _TOUCHED_AT_MOST = 4096
 
 
@@ -105,16 +102,3 @@ class CacheFile:
         self._cleaning.add(task)
         task.add_done_callback(self._cleaning.discard)
         return await asyncio.shield(task)
-
-
-class Pauses:
-    """Short waits that grow and are spread, so that many who wait do not ask in step."""
-
-    __slots__ = ("_next",)
-
-    def __init__(self) -> None:
-        self._next = _FIRST_PAUSE
-
-    async def sleep(self) -> None:
-        await asyncio.sleep(random.uniform(self._next / 2, self._next))  # noqa: S311 - spreads callers, no secret
-        self._next = min(self._next * 1.5, _LONGEST_PAUSE)

@@ -18,11 +18,13 @@ from kmp_core.project import Project
 from kmp_core.resource import Provider
 from kmp_core.sqlite import Database
 from kmp_core.telemetry import Telemetry
-from kmp_storage.embedded.files import embedded_path, whole_number
-from kmp_storage.embedded.graph.codec import EdgeCodec, NodeCodec, check_key, edge_codec, node_codec
+from kmp_storage.arguments import whole_number
+from kmp_storage.embedded.files import embedded_path
+from kmp_storage.embedded.graph.codec import EdgeCodec, NodeCodec, edge_codec, node_codec
 from kmp_storage.embedded.graph.settings import GraphSettings
 from kmp_storage.embedded.graph.walks import Found, Step, Walk
 from kmp_storage.embedded.graph.writes import MIGRATIONS, changes_of, delete_node, merge
+from kmp_storage.graph.node_keys import check_node_key
 from kmp_storage.models import Edge, Node
 from kmp_storage.protocols import Direction, GraphStore, Via
 from kmp_storage.streams import chunked
@@ -103,7 +105,7 @@ class SqliteGraphStore(Provider, GraphStore):
     async def get(self, node: type[N], key: str, *, timeout: Timeout = None) -> N | None:
         self.ensure_open()
         codec = node_codec(node)
-        identity = (codec.label, check_key(key))
+        identity = (codec.label, check_node_key(key))
         sql = "SELECT properties FROM nodes WHERE label = ? AND key = ?"
         with self._telemetry.call("get"):
             found = await self._database.read(
@@ -113,7 +115,7 @@ class SqliteGraphStore(Provider, GraphStore):
 
     async def delete(self, node: type[Node], key: str, *, timeout: Timeout = None) -> bool:
         self.ensure_open()
-        label, key = node_codec(node).label, check_key(key)
+        label, key = node_codec(node).label, check_node_key(key)
         with self._telemetry.call("delete"):
             return await self._database.write(lambda c: delete_node(c, label, key), timeout=self._seconds(timeout))
 

@@ -19,19 +19,21 @@ from kmp_core.project import Project
 from kmp_core.resource import Provider
 from kmp_core.sqlite import Database
 from kmp_core.telemetry import Telemetry
-from kmp_storage.embedded.columns import microseconds
-from kmp_storage.embedded.files import embedded_path, whole_number
+from kmp_storage.arguments import whole_number
+from kmp_storage.columns import microseconds
+from kmp_storage.embedded.files import embedded_path
 from kmp_storage.embedded.timeseries import queries, schema
-from kmp_storage.embedded.timeseries.buckets import every_of, zone_of
-from kmp_storage.embedded.timeseries.codec import Codec, codec_of
 from kmp_storage.embedded.timeseries.settings import TimeSeriesSettings
 from kmp_storage.embedded.timeseries.stage import Stage
 from kmp_storage.embedded.timeseries.writes import delete_older, insert, insert_statement
-from kmp_storage.gaps import check_fill, filled
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import Aggregation, Fill, TimeSeriesStore
+from kmp_storage.series.calls import class_of, pairs_of, runs, tags_of
+from kmp_storage.series.codec import Codec, codec_of
+from kmp_storage.series.gaps import check_fill, filled
+from kmp_storage.series.shape import Series, check
+from kmp_storage.series.time_buckets import every_of, zone_of
 from kmp_storage.streams import chunked
-from kmp_storage.timeseries_calls import class_of, runs, tags_of
 from kmp_storage.values import Row
 
 __all__ = ["SqliteTimeSeriesStore", "TimeSeriesSettings"]
@@ -164,7 +166,7 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
         codec = codec_of(series)
         check_fill(fill, every)
         summary = queries.Summary(
-            pairs=queries.pairs_of(codec, values),
+            pairs=pairs_of(codec, values),
             by=tags_of(codec, by),
             every=None if every is None else every_of(every),
             zone=zone_of(zone),
@@ -236,13 +238,13 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
         if codec.model not in self._prepared:
             schema.prepare(connection, codec)
 
-    def _stored(self, connection: sqlite3.Connection, codec: Codec[Any]) -> schema.Series | None:
+    def _stored(self, connection: sqlite3.Connection, codec: Codec[Any]) -> Series | None:
         stored = schema.find(connection, codec.series)
         if stored is not None:
-            schema.check(codec, stored)
+            check(codec, stored)
         return stored
 
-    async def _find(self, codec: Codec[Any], timeout: Timeout) -> schema.Series | None:
+    async def _find(self, codec: Codec[Any], timeout: Timeout) -> Series | None:
         return await self._database.read(lambda c: self._stored(c, codec), timeout=self._seconds(timeout))
 
     @staticmethod

@@ -10,22 +10,18 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from kmp_core.errors import InvalidInput
-from kmp_storage.embedded.columns import decoder, encode_value, microseconds
-from kmp_storage.embedded.timeseries.buckets import LONGEST_SPLIT, Every, begin_of, key_expression, segments
-from kmp_storage.embedded.timeseries.codec import Codec
-from kmp_storage.embedded.timeseries.schema import Series, quoted, table
-from kmp_storage.fields import did_you_mean
-from kmp_storage.protocols import Aggregation
+from kmp_storage.columns import decoder, encode_value, microseconds
+from kmp_storage.embedded.timeseries.schema import table
+from kmp_storage.series.codec import Codec
+from kmp_storage.series.shape import Series, quoted
+from kmp_storage.series.time_buckets import LONGEST_SPLIT, Every, begin_of, key_expression, segments
 from kmp_storage.values import Row
 
-__all__ = ["Filter", "Summary", "columns", "filter_of", "latest", "ordered", "pairs_of", "summarise"]
-
-_KNOWN: tuple[str, ...] = get_args(Aggregation)
-_OF_NUMBERS = frozenset(_KNOWN) - {"count"}
+__all__ = ["Filter", "Summary", "columns", "filter_of", "latest", "ordered", "summarise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +62,6 @@ def filter_of(
 def columns(codec: Codec[Any], stored: Series) -> str:
     """What to select for a class; a column that its table does not have yet reads as missing."""
     return ", ".join(f"t.{quoted(name)}" if name in stored.fields else "NULL" for name in codec.columns)
-
-
-def pairs_of(codec: Codec[Any], values: Mapping[str, str | Sequence[str]]) -> tuple[tuple[str, str], ...]:
-    """Field and aggregation of each value asked for. Raises `InvalidInput` with "did you mean"."""
-    pairs: dict[tuple[str, str], None] = {}
-    for name, wanted in values.items():
-        field = codec.fields.get(name)
-        if field is None:
-            raise InvalidInput("values", f"{name!r} is no field{did_you_mean(name, codec.fields)}")
-        for aggregation in (wanted,) if isinstance(wanted, str) else wanted:
-            if aggregation not in _KNOWN:
-                raise InvalidInput(
-                    f"values, {name}", f"{aggregation!r} is unknown{did_you_mean(str(aggregation), _KNOWN)}"
-                )
-            if aggregation in _OF_NUMBERS and field.kind not in ("int", "float", "bool"):
-                raise InvalidInput(
-                    f"values, {name}", f"{aggregation} needs a number, not {field.kind}", example='"count"'
-                )
-            pairs[name, aggregation] = None
-    if not pairs:
-        raise InvalidInput("values", "asks for nothing", example='{"minutes": "mean"}')
-    return tuple(pairs)
 
 
 def ordered(codec: Codec[Any], stored: Series, where: Filter, limit: int) -> str:

@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from kmp_core.errors import Conflict
-from kmp_storage.embedded.columns import SQL_TYPES, kept_kind
-from kmp_storage.embedded.timeseries.codec import Codec
+from kmp_storage.columns import SQL_TYPES, kept_kind
+from kmp_storage.series.codec import Codec
+from kmp_storage.series.shape import Series, check, declared_fields, quoted
 
 __all__ = [
     "MIGRATIONS",
-    "Series",
-    "check",
-    "declared_fields",
     "find",
-    "misfit",
     "prepare",
-    "quoted",
     "table",
     "unique_index",
 ]
@@ -40,21 +34,6 @@ MIGRATIONS = (
     ) STRICT, WITHOUT ROWID
     """,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """What the catalogue says of a series."""
-
-    fields: dict[str, tuple[str, bool]]
-    tags: tuple[str, ...]
-    unique: tuple[str, ...]
-    retention: int | None
-
-
-def quoted(name: str) -> str:
-    """A name for SQL. It was checked against an allow-list when its class was defined."""
-    return f'"{name}"'
 
 
 def table(series: str) -> str:
@@ -95,31 +74,6 @@ def prepare(connection: sqlite3.Connection, codec: Codec[Any]) -> None:
     _save(connection, codec, {**stored.fields, **declared})
 
 
-def check(codec: Codec[Any], stored: Series) -> None:
-    """Raise `Conflict`, with advice, where the class cannot share the table."""
-    if set(codec.unique) != set(stored.unique):
-        raise misfit(codec, f"is stored with unique={stored.unique} and declared with unique={codec.unique}")
-    declared = declared_fields(codec)
-    for name, (kind, missing) in declared.items():
-        if name not in stored.fields:
-            if not missing:
-                advice = f"give it a default, or make it '{name}: ... | None'"
-                raise misfit(codec, f"has rows without the new field {name!r}", advice)
-        elif stored.fields[name][0] != kind:
-            raise misfit(codec, f"keeps {name!r} as {stored.fields[name][0]}, and the class declares {kind}")
-        elif stored.fields[name][1] and not missing:
-            raise misfit(codec, f"may have rows without {name!r}", "give it a default, or allow None")
-    for name, (_, missing) in stored.fields.items():
-        if name not in declared and not missing:
-            advice = f"keep it, or first release a version in which it is '{name}: ... | None'"
-            raise misfit(codec, f"needs the field {name!r}, which the class lacks", advice)
-
-
-def declared_fields(codec: Codec[Any]) -> dict[str, tuple[str, bool]]:
-    """Kind, and whether a row may lack it, of each field of the class."""
-    return {f.name: (kept_kind(f), f.optional or not f.required) for f in codec.fields.values()}
-
-
 def _create(connection: sqlite3.Connection, codec: Codec[Any]) -> None:
     columns = [
         f"{quoted(field.name)} {SQL_TYPES[kept_kind(field)]}{' NOT NULL' if field.name == 'time' else ''}"
@@ -146,13 +100,4 @@ def _save(connection: sqlite3.Connection, codec: Codec[Any], fields: dict[str, t
     connection.execute(
         "INSERT OR REPLACE INTO series VALUES (?, ?, ?, ?, ?)",
         (codec.series, json.dumps(fields), json.dumps(codec.tags), json.dumps(codec.unique), retention),
-    )
-
-
-def misfit(codec: Codec[Any], problem: str, advice: str | None = None) -> Conflict:
-    """The error for a class that cannot share the table, with what to do."""
-    advice = advice or "give the new shape a series of its own"
-    return Conflict(
-        f"{codec.model.__name__} does not fit what is stored: series {codec.series!r} {problem}; {advice}",
-        key=codec.series,
     )

@@ -8,9 +8,10 @@ from operator import length_hint
 from typing import Any
 
 from kmp_core.errors import Conflict
-from kmp_storage.embedded.columns import from_microseconds
-from kmp_storage.embedded.timeseries.codec import Codec
-from kmp_storage.embedded.timeseries.schema import quoted, table, unique_index
+from kmp_storage.columns import from_microseconds
+from kmp_storage.embedded.timeseries.schema import table, unique_index
+from kmp_storage.series.codec import Codec
+from kmp_storage.series.shape import quoted
 
 __all__ = ["delete_older", "insert", "insert_statement"]
 

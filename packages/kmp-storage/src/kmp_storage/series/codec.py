@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from pydantic import ValidationError
 
 from kmp_core.errors import Corrupt, InvalidInput
-from kmp_storage.embedded.columns import decoder, encode_column
+from kmp_storage.columns import decoder, encode_column
 from kmp_storage.fields import FieldType, did_you_mean
 from kmp_storage.models import Measurement, series_fields
 

@@ -13,10 +13,10 @@ from typing import Any, Protocol, get_args
 from zoneinfo import ZoneInfo
 
 from kmp_core.errors import InvalidInput
-from kmp_storage.embedded.columns import microseconds
-from kmp_storage.embedded.timeseries.buckets import Every, begins, expected
+from kmp_storage.columns import microseconds
 from kmp_storage.fields import did_you_mean
 from kmp_storage.protocols import Fill
+from kmp_storage.series.time_buckets import Every, begins, expected
 from kmp_storage.values import Row
 
 __all__ = ["MOST_ROWS", "Asked", "check_fill", "filled"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from kmp_core.errors import InvalidInput
-from kmp_storage.embedded.timeseries.codec import Codec
+from kmp_storage.fields import did_you_mean
 from kmp_storage.models import Measurement
+from kmp_storage.protocols import Aggregation
+from kmp_storage.series.codec import Codec
 
-__all__ = ["class_of", "runs", "tags_of"]
+__all__ = ["class_of", "pairs_of", "runs", "tags_of"]
+
+_KNOWN: tuple[str, ...] = get_args(Aggregation)
+_OF_NUMBERS = frozenset(_KNOWN) - {"count"}
 
 
 def runs(measurements: Sequence[Measurement]) -> list[tuple[type[Measurement], int, list[Measurement]]]:
@@ -39,3 +44,25 @@ def tags_of(codec: Codec[Any], by: Sequence[str]) -> tuple[str, ...]:
     for name in by:
         codec.field(name, "by")
     return tuple(dict.fromkeys(by))
+
+
+def pairs_of(codec: Codec[Any], values: Mapping[str, str | Sequence[str]]) -> tuple[tuple[str, str], ...]:
+    """Field and aggregation of each value asked for. Raises `InvalidInput` with "did you mean"."""
+    pairs: dict[tuple[str, str], None] = {}
+    for name, wanted in values.items():
+        field = codec.fields.get(name)
+        if field is None:
+            raise InvalidInput("values", f"{name!r} is no field{did_you_mean(name, codec.fields)}")
+        for aggregation in (wanted,) if isinstance(wanted, str) else wanted:
+            if aggregation not in _KNOWN:
+                raise InvalidInput(
+                    f"values, {name}", f"{aggregation!r} is unknown{did_you_mean(str(aggregation), _KNOWN)}"
+                )
+            if aggregation in _OF_NUMBERS and field.kind not in ("int", "float", "bool"):
+                raise InvalidInput(
+                    f"values, {name}", f"{aggregation} needs a number, not {field.kind}", example='"count"'
+                )
+            pairs[name, aggregation] = None
+    if not pairs:
+        raise InvalidInput("values", "asks for nothing", example='{"minutes": "mean"}')
+    return tuple(pairs)

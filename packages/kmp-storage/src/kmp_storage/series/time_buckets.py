@@ -18,7 +18,7 @@ from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from kmp_core.errors import InvalidInput
-from kmp_storage.embedded.columns import from_microseconds, microseconds
+from kmp_storage.columns import from_microseconds, microseconds
 
 __all__ = [
     "LONGEST_SPLIT",

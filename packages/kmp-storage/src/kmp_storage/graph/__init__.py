@@ -1,0 +1,1 @@
+"""What all graph stores share: how node and edge classes become what is stored, and what is a key."""
