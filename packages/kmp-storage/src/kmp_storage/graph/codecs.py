@@ -28,6 +28,8 @@ class Properties(ABC):
     ) -> None:
         self.model = model
         self.fields = {name: field for name, field in fields.items() if name not in identify}
+        self.unset = frozenset(name for name in self.fields if model.model_fields[name].default is None)
+        """The fields that are None where nothing is known of them: to pass None of such a one adds nothing."""
 
     @abstractmethod
     def encode(self, item: Node | Edge, row: int | None) -> dict[str, Any]:
@@ -60,6 +62,7 @@ class NodeCodec(Generic[N]):
         self.label: str = options.label
         self.property: str = options.key
         self._properties = properties(model, node_fields(model), (options.key,))
+        self.unset = self._properties.unset
 
     def key(self, node: Node, row: int | None = None) -> str:
         """The node's key. Raises `InvalidInput`."""
@@ -92,6 +95,7 @@ class EdgeCodec(Generic[E]):
         self.source: NodeCodec[Node] = codecs.node(options.source)
         self.target: NodeCodec[Node] = codecs.node(options.target)
         self._properties = properties(model, edge_fields(model), ("source", "target"))
+        self.unset = self._properties.unset
 
     def ends(self, edge: Edge, row: int | None = None) -> tuple[str, str]:
         """The keys of both ends. Raises `InvalidInput`."""

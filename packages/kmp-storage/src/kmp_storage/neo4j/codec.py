@@ -80,11 +80,7 @@ class _Properties(Properties):
         self._quick = {name: _QUICK.get(field.kind, _never) for name, field in self.fields.items()}
         self._decoders = {name: _decoder(field) for name, field in self.fields.items()}
         # Only where the default is something else has an explicit None to be told from nothing.
-        self._marked = {
-            name
-            for name, field in self.fields.items()
-            if field.optional and model.model_fields[name].default is not None
-        }
+        self._marked = {name for name, field in self.fields.items() if field.optional and name not in self.unset}
 
     def encode(self, item: Node | Edge, row: int | None) -> dict[str, Any]:
         given: dict[str, Any] = {}

@@ -114,6 +114,17 @@ class GraphStoreContract(ProviderContract):
             assert await graph.merge(City(code="A", name="Aachen"), flies("A", "B", miles=3)) == 2
             assert await graph.merge(City(code="A", name="Aachen"), flies("A", "B", miles=3)) == 0
 
+    async def test_none_where_nothing_was_known_is_no_change(self, make: Make) -> None:
+        async with make() as graph:
+            await graph.merge(City(code="A"), flies("A", "B"))
+            assert (
+                await graph.merge(City(code="A", name=None), City(code="B", name=None), flies("A", "B", miles=None))
+                == 0
+            )
+            assert await graph.merge(City(code="A", name="Ames")) == 1
+            assert await graph.merge(City(code="A", name=None)) == 1, "what was known is forgotten"
+            assert await graph.merge(City(code="A", name=None)) == 0
+
     async def test_merging_changes_only_what_was_passed(self, make: Make) -> None:
         async with make() as graph:
             await graph.merge(City(code="A", name="Aachen", people=3), flies("A", "B", miles=3))

@@ -101,9 +101,13 @@ class _Merging(Generic[K]):
         self.stored = stored
         self.after: dict[K, dict[str, Any]] = {}
 
-    def add(self, identity: K, given: dict[str, Any]) -> bool:
+    def add(self, identity: K, given: dict[str, Any], unset: frozenset[str]) -> bool:
         """Merge the properties that were passed; whether that made or changed something."""
         before = self._current(identity)
+        known = before or {}
+        given = {
+            name: value for name, value in given.items() if value is not None or name in known or name not in unset
+        }
         if before is None:
             self.after[identity] = given
             return True
@@ -145,7 +149,7 @@ def _merge_nodes(connection: sqlite3.Connection, changes: Sequence[Change]) -> t
     changed = 0
     for change in changes:
         if isinstance(change, NodeChange):
-            changed += merging.add((change.codec.label, change.key), change.given)
+            changed += merging.add((change.codec.label, change.key), change.given, change.codec.unset)
         else:
             for end in _nodes_of(change):
                 merging.touch(end)
@@ -168,7 +172,9 @@ def _merge_edges(connection: sqlite3.Connection, changes: Sequence[EdgeChange], 
         source, target = _nodes_of(change)
         edges.append((ids[source], change.codec.type, ids[target]))
     merging = _Merging[_Edge](_find_edges(connection, edges))
-    changed = sum(merging.add(edge, change.given) for edge, change in zip(edges, changes, strict=True))
+    changed = sum(
+        merging.add(edge, change.given, change.codec.unset) for edge, change in zip(edges, changes, strict=True)
+    )
     connection.executemany("INSERT INTO edges VALUES (?, ?, ?, ?)", [(*edge, text) for edge, text in merging.made()])
     connection.executemany(
         "UPDATE edges SET properties = ? WHERE source = ? AND type = ? AND target = ?",
