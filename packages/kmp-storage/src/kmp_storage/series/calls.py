@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
+from zoneinfo import ZoneInfo
 
 from kmp_core.errors import InvalidInput
 from kmp_storage.fields import did_you_mean
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import Aggregation
 from kmp_storage.series.codec import Codec
+from kmp_storage.series.time_buckets import Every
 
-__all__ = ["class_of", "pairs_of", "runs", "tags_of"]
+__all__ = ["Filter", "Summary", "class_of", "pairs_of", "runs", "tags_of"]
 
 _KNOWN: tuple[str, ...] = get_args(Aggregation)
 _OF_NUMBERS = frozenset(_KNOWN) - {"count"}
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A condition over the table `t`, with its parameters."""
+
+    sql: str
+    parameters: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What an aggregate asks for."""
+
+    pairs: tuple[tuple[str, str], ...]
+    by: tuple[str, ...]
+    every: Every | None
+    zone: ZoneInfo
+    where: Filter
 
 
 def runs(measurements: Sequence[Measurement]) -> list[tuple[type[Measurement], int, list[Measurement]]]:

@@ -6,7 +6,6 @@ Names in statements were checked against an allow-list when their class was defi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -14,36 +13,18 @@ from zoneinfo import ZoneInfo
 from kmp_core.errors import InvalidInput
 from kmp_core.postgres import Connection
 from kmp_storage.columns import from_microseconds, microseconds
+from kmp_storage.series.calls import Filter, Summary
 from kmp_storage.series.shape import Series, quoted
 from kmp_storage.series.time_buckets import LONGEST_SPLIT, Every, Segment, begin_of, segments
 from kmp_storage.timescale.codec import TimescaleCodec, parameter
 from kmp_storage.timescale.schema import Place
 from kmp_storage.values import Row
 
-__all__ = ["Filter", "Summary", "filter_of", "latest", "ordered", "summarise"]
+__all__ = ["filter_of", "latest", "ordered", "summarise"]
 
 _WALL_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - what a clock on the wall shows has no zone
 _MICROSECOND = timedelta(microseconds=1)
 _MONDAY = "timestamp '2000-01-03'"
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """A condition over the table `t`, with its parameters."""
-
-    sql: str
-    parameters: tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What an aggregate asks for."""
-
-    pairs: tuple[tuple[str, str], ...]
-    by: tuple[str, ...]
-    every: Every | None
-    zone: ZoneInfo
-    where: Filter
 
 
 class _Parameters(list[Any]):

@@ -42,7 +42,7 @@ from kmp_core.telemetry import Telemetry
 from kmp_storage.arguments import whole_number
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import Aggregation, Fill, TimeSeriesStore
-from kmp_storage.series.calls import pairs_of, runs, tags_of
+from kmp_storage.series.calls import Summary, pairs_of, runs, tags_of
 from kmp_storage.series.gaps import check_fill, filled
 from kmp_storage.series.shape import Series, check, declared_fields
 from kmp_storage.series.time_buckets import every_of, zone_of
@@ -321,7 +321,7 @@ class TimescaleStore(Provider, TimeSeriesStore):
     ) -> list[Row]:
         place, codec = self._where, timescale_codec_of(series)
         check_fill(fill, every)
-        summary = queries.Summary(
+        summary = Summary(
             pairs=pairs_of(codec, values),
             by=tags_of(codec, by),
             every=None if every is None else every_of(every),

@@ -28,7 +28,7 @@ from kmp_storage.embedded.timeseries.stage import Stage
 from kmp_storage.embedded.timeseries.writes import delete_older, insert, insert_statement
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import Aggregation, Fill, TimeSeriesStore
-from kmp_storage.series.calls import class_of, pairs_of, runs, tags_of
+from kmp_storage.series.calls import Summary, class_of, pairs_of, runs, tags_of
 from kmp_storage.series.codec import Codec, codec_of
 from kmp_storage.series.gaps import check_fill, filled
 from kmp_storage.series.shape import Series, check
@@ -165,7 +165,7 @@ class SqliteTimeSeriesStore(Provider, TimeSeriesStore):
         self.ensure_open()
         codec = codec_of(series)
         check_fill(fill, every)
-        summary = queries.Summary(
+        summary = Summary(
             pairs=pairs_of(codec, values),
             by=tags_of(codec, by),
             every=None if every is None else every_of(every),

@@ -8,39 +8,19 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from kmp_core.errors import InvalidInput
 from kmp_storage.columns import decoder, encode_value, microseconds
 from kmp_storage.embedded.timeseries.schema import table
+from kmp_storage.series.calls import Filter, Summary
 from kmp_storage.series.codec import Codec
 from kmp_storage.series.shape import Series, quoted
-from kmp_storage.series.time_buckets import LONGEST_SPLIT, Every, begin_of, key_expression, segments
+from kmp_storage.series.time_buckets import LONGEST_SPLIT, begin_of, key_expression, segments
 from kmp_storage.values import Row
 
-__all__ = ["Filter", "Summary", "columns", "filter_of", "latest", "ordered", "summarise"]
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """A condition over the table `t`, with its parameters."""
-
-    sql: str
-    parameters: tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What an aggregate asks for."""
-
-    pairs: tuple[tuple[str, str], ...]
-    by: tuple[str, ...]
-    every: Every | None
-    zone: ZoneInfo
-    where: Filter
+__all__ = ["columns", "filter_of", "latest", "ordered", "summarise"]
 
 
 def filter_of(
