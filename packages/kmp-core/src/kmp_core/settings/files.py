@@ -5,11 +5,28 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Annotated
 
-__all__ = ["MAX_BYTES", "UnreadableFile", "expand", "read_small_file", "read_text_file"]
+from pydantic import AfterValidator, Field
+
+__all__ = ["MAX_BYTES", "ExistingFile", "UnreadableFile", "expand", "read_small_file", "read_text_file"]
 
 MAX_BYTES = 1 << 20
 """Settings, manifests and secrets are small; a larger file is the wrong file, and is not read into memory."""
+
+
+def _there(path: Path | None) -> Path | None:
+    try:
+        there = path is None or path.is_file()
+    except OSError:  # too long, a loop of links, a directory that may not be searched
+        there = False
+    if not there:
+        raise ValueError("is no file")
+    return path
+
+
+ExistingFile = Annotated[Path | None, AfterValidator(_there), Field(examples=["/etc/ssl/authority.pem"])]
+"""None, or a file that must be there when the settings load: later its lack would look like a backend that is away."""
 
 
 class UnreadableFile(Exception):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr
 
 from kmp_core.deadlines import Duration
-from kmp_core.settings import Settings
+from kmp_core.settings import ExistingFile, Settings
 
 __all__ = ["Neo4jSettings"]
 
@@ -25,7 +24,7 @@ class Neo4jSettings(Settings, prefix="storage.neo4j"):
     password_secret: str | None = None
     """The name of a secret that holds the password: asked anew when the server refuses it, so that it may rotate."""
 
-    tls_ca_file: Path | None = None
+    tls_ca_file: ExistingFile = None
     """Certificates of the authorities that may sign the server's, for `neo4j+s:` and `bolt+s:`; the system's where
     None."""
 
@@ -53,11 +52,3 @@ class Neo4jSettings(Settings, prefix="storage.neo4j"):
 
     max_visited: int = Field(default=1_000_000, ge=1)
     """Nodes that one walk may visit; a wider one is refused, so that it does not take all memory."""
-
-    @field_validator("tls_ca_file")
-    @classmethod
-    def _is_there(cls, path: Path | None) -> Path | None:
-        # At once: later it would look like a server that is away.
-        if path is not None and not path.is_file():
-            raise ValueError("is no file; for example /etc/ssl/graph-authority.pem")
-        return path

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Literal
 
-from pydantic import ByteSize, Field, SecretStr, field_validator
+from pydantic import ByteSize, Field, SecretStr
 
 from kmp_core.deadlines import Duration
-from kmp_core.settings import Settings
+from kmp_core.settings import ExistingFile, Settings
 
 __all__ = ["RedisSettings"]
 
@@ -34,7 +33,7 @@ class RedisSettings(Settings, prefix="storage.redis"):
     sentinel_password: SecretStr | None = None
     """The password that the Sentinels themselves ask for, where they do."""
 
-    tls_ca_file: Path | None = None
+    tls_ca_file: ExistingFile = None
     """Certificates of the authorities that may sign the server's, for `rediss:`; the system's where None."""
 
     pool_size: int = Field(default=10, ge=1, le=1000)
@@ -77,11 +76,3 @@ class RedisSettings(Settings, prefix="storage.redis"):
 
     near_ttl: Duration = Field(default=timedelta(seconds=2), gt=timedelta(0))
     """How long such a value is served at most: the bound of staleness where a message of its change was lost."""
-
-    @field_validator("tls_ca_file")
-    @classmethod
-    def _is_there(cls, path: Path | None) -> Path | None:
-        # At once: later it would look like a server that is away.
-        if path is not None and not path.is_file():
-            raise ValueError("is no file; for example /etc/ssl/redis-authority.pem")
-        return path

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 
 from pydantic import ByteSize, Field, SecretStr
 
 from kmp_core.deadlines import Duration
-from kmp_core.settings import Settings
+from kmp_core.settings import ExistingFile, Settings
 
 __all__ = ["S3Settings"]
 
@@ -28,7 +27,7 @@ class S3Settings(Settings, prefix="storage.s3"):
     region: str = Field(default="us-east-1", pattern=r"^[a-z0-9-]{1,63}$")
     """The region that requests are signed for."""
 
-    tls_ca_file: Path | None = None
+    tls_ca_file: ExistingFile = None
     """Certificates of the authorities that may sign the server's; the system's where None."""
 
     connections: int = Field(default=16, ge=1, le=1000)

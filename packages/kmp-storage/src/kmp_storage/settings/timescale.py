@@ -42,7 +42,7 @@ class TimescaleSettings(Settings, prefix="storage.timescale"):
     password_secret: str | None = None
     """The name of the secret with the password, asked for each new connection, so that it may be rotated."""
 
-    replica_url: ConnectionUrl | None = None
+    replica_url: ConnectionUrl | None = Field(default=None, examples=["timescale://acme@replica.internal/acme"])
     """Where a streaming replica of the server is, which is asked instead while it is near enough, for all but writes.
 
     The password is the primary's where the URL has none."""
