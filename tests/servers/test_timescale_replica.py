@@ -219,6 +219,27 @@ async def test_a_replica_that_is_gone_is_no_error_and_one_that_is_back_is_asked(
             await pair.replica.wait_until_ready()
 
 
+async def test_a_project_that_the_replica_has_not_heard_of_yet_starts_without_it(pair: Pair) -> None:
+    await pause(pair)
+    name = f"p-{secrets.token_hex(5)}"
+    async with TimescaleProvisioner(admin_url(pair.primary)) as operator:
+        access = await operator.provision(name)
+        try:
+            async with store_of(access, pair.replica.port) as store:
+                await store.append(row(0))
+                assert await answers(store) == [1, 1, 1]
+                async with admin(pair.replica) as connection:
+                    await connection.execute("SELECT pg_wal_replay_resume()")
+
+                async def asked() -> bool:
+                    assert await answers(store) == [1, 1, 1]
+                    return await asked_replica(pair, access)
+
+                await until(asked, 20)
+        finally:
+            await operator.deprovision(name, force=True)
+
+
 async def test_a_replica_in_a_black_hole_is_left_and_closing_ends(
     pair: Pair, access: Access, proxies: faults.Proxies
 ) -> None:
@@ -267,6 +288,7 @@ def test_a_wrong_address_of_the_replica_names_the_setting_and_no_secret() -> Non
         ("timescale://acme:hunter2@db.internal", "REPLICA_URL's database"),
         ("timescale://acme:hunter2@db.internal/acme?sslmode=require", "REPLICA_URL's sslmode"),
         ("timescale://acme:hunter2@db.internal:port/acme", "REPLICA_URL: cannot be read"),
+        ("timescale://acme:hunter2@db.internal/acme2", "REPLICA_URL: names another database"),
     ):
         settings = TimescaleSettings.load(replica_url=url)
         assert "hunter2" not in repr(settings)

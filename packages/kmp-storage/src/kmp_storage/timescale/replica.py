@@ -15,7 +15,11 @@ from datetime import timedelta
 
 from kmp_core.deadlines import deadline, detached
 from kmp_core.errors import ConfigurationError, Fault, KmpError
+from kmp_core.plugins import extra
 from kmp_core.postgres import PostgresPool
+
+with extra("asyncpg", install="kmp-storage[timescale]"):
+    import asyncpg
 
 __all__ = ["Replica"]
 
@@ -100,8 +104,11 @@ class Replica:
                     await pool.open()
                     self._pool = pool
                 await self._compare(self._pool)
-        except ConfigurationError:
-            raise
+        except ConfigurationError as error:
+            # The store has the same database on the primary: it was made a moment ago, and is not there yet.
+            if not isinstance(error.__cause__, asyncpg.InvalidCatalogNameError):
+                raise
+            self.doubt(error)
         except KmpError as error:
             self.doubt(error)
 

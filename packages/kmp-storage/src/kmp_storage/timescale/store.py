@@ -32,7 +32,7 @@ from kmp_core.breaker import Breaker
 from kmp_core.clock import SYSTEM_CLOCK, Clock
 from kmp_core.context import Context
 from kmp_core.deadlines import Timeout, deadline, duration, within
-from kmp_core.errors import InvalidInput, KmpError, PoolExhausted, Unsupported
+from kmp_core.errors import ConfigurationError, Fault, InvalidInput, KmpError, PoolExhausted, Unsupported
 from kmp_core.postgres import Address, Connection, Password, PoolOptions, PostgresPool, Transaction
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
@@ -117,6 +117,11 @@ class TimescaleStore(Provider, TimeSeriesStore):
         address = Address.of(url.reveal(), name="KMP_STORAGE_TIMESCALE_REPLICA_URL")
         if address.password is None:
             address = replace(address, password=primary.address.password)
+        if address.database != primary.address.database:
+            problem = "names another database than the store's own, which is what a replica has"
+            raise ConfigurationError(
+                Fault("KMP_STORAGE_TIMESCALE_REPLICA_URL", problem, example=f".../{primary.address.database}")
+            )
 
         def make() -> PostgresPool:
             return PostgresPool(address, options=self._options(), project=self.project)
