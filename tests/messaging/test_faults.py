@@ -1,6 +1,7 @@
 """A full disk, a locked file, a stopped or hanging handler: typed errors, and nothing is lost."""
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -209,6 +210,30 @@ async def test_a_topic_that_is_full_makes_publishers_wait_for_handlers(tmp_path)
         for _ in range(20):
             await bus.publish(*(Told(who=f"k{n}", text="x" * 1000) for n in range(10)), timeout="10s")
         await until(lambda: len(seen) >= kept + 200)
+
+
+async def test_a_full_topic_is_told_also_where_the_time_ends_while_it_is_looked_at_again(tmp_path, monkeypatch):
+    async with bus_in(tmp_path, backlog_size=70_000, retention_size=4096) as bus:
+        with pytest.raises(Overloaded):
+            while True:
+                await bus.publish(*(Told(who=f"k{n}", text="x" * 1000) for n in range(10)), timeout="100ms")
+        refused, submit = asyncio.Event(), bus._publisher._submit
+
+        async def watched(*arguments):
+            try:
+                await submit(*arguments)
+            except Overloaded:
+                refused.set()
+                raise
+
+        monkeypatch.setattr(bus._publisher, "_submit", watched)
+        call = asyncio.create_task(bus.publish(Told(who="k", text="x" * 9000), timeout="2s"))
+        await refused.wait()
+        with contextlib.closing(sqlite3.connect(tmp_path / "bus.db", isolation_level=None)) as neighbour:
+            neighbour.execute("BEGIN IMMEDIATE")  # whose transaction outlasts the call
+            with pytest.raises(Overloaded, match="nothing was written") as full:
+                await call
+        assert isinstance(full.value.__cause__, DeadlineExceeded)
 
 
 async def test_old_events_go_once_every_group_has_handled_them(tmp_path):

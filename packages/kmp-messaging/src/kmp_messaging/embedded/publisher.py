@@ -61,17 +61,26 @@ class Publisher:
         self._flushing: asyncio.Task[None] | None = None
 
     async def publish(self, content: Content, timeout: Timeout) -> None:
-        """Return once all is committed. On `DeadlineExceeded`, `outcome_unknown` tells whether it may be yet."""
+        """Return once all is committed. On `DeadlineExceeded`, `outcome_unknown` tells whether it may be yet.
+
+        Raises `Overloaded` where the backlog was full and handlers made no room in time.
+        """
         seconds = within(timeout, self._settings.publish_timeout)
         ends = None if seconds is None else time.monotonic() + seconds
         batch = await self._batch(content, seconds)
+        full: Overloaded | None = None
         while True:
             try:
                 await self._submit(batch, ends)
-            except Overloaded:
+            except Overloaded as error:
                 if ends is not None and time.monotonic() + _PAUSE >= ends:
                     raise
+                full = error
                 await asyncio.sleep(_PAUSE)  # until handlers have made room
+            except DeadlineExceeded as error:
+                if full is None or error.outcome_unknown:
+                    raise
+                raise full from error  # the last look had no time left; why there was none is what the caller may know
             else:
                 return
 
