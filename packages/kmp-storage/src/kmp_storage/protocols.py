@@ -319,7 +319,7 @@ class Bucket(Resource, Protocol):
 
     @abstractmethod
     async def copy(self, source: str, target: str, *, timeout: Timeout = None) -> BucketEntry:
-        """Copy within the bucket, metadata included; the copy does not expire. Raises `NotFound`."""
+        """Copy within the bucket, metadata included; the copy expires when its source does. Raises `NotFound`."""
 
     @abstractmethod
     async def sign(self, key: str, *, expires: Timeout, method: Literal["GET", "PUT"] = "GET") -> str:

@@ -440,7 +440,9 @@ class BucketContract(ProviderContract):
             assert kept.expires is not None
             assert kept.expires - kept.modified == timedelta(days=1)
             assert await bucket.head("kept") == kept
-            assert (await bucket.copy("kept", "copy")).expires is None
+            copy = await bucket.copy("kept", "copy")
+            assert copy.expires == kept.expires
+            assert await bucket.head("copy") == copy
             await bucket.put("gone", b"1", expires="150ms")
             async with asyncio.timeout(20):
                 while await bucket.head("gone") is not None:  # noqa: ASYNC110 - nobody tells
@@ -452,7 +454,7 @@ class BucketContract(ProviderContract):
             again = await bucket.put("gone", b"2", if_absent=True)
             assert await bucket.head("gone") == again
             await bucket.put("kept", b"2")
-            assert [entry.expires async for entry in bucket.list()] == [None, None, None]
+            assert [entry.expires async for entry in bucket.list()] == [kept.expires, None, None]
 
     @pytest.mark.parametrize("expires", ["soon", 0, -1, True])
     async def test_refuses_an_expiry_that_is_none(self, make: Make, expires: Any) -> None:

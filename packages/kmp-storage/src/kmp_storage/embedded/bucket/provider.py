@@ -164,7 +164,7 @@ class FileBucket(Provider, Bucket):
         seconds = within(timeout, self.settings.timeout)
         with self._telemetry.call("copy"):
             entry, content = await self._find(source)
-            description = Description(target, entry.content_type, entry.metadata, Condition())
+            description = Description(target, entry.content_type, entry.metadata, Condition(), entry.expires)
             try:
                 pieces = self._contents(entry, content, PIECE_BYTES, seconds)
                 return await self._writes.put(description, pieces, seconds)

@@ -37,11 +37,11 @@ class Description:
     content_type: str | None
     metadata: Mapping[str, str]
     condition: Condition
-    expires: timedelta | None = None
+    expires: timedelta | datetime | None = None
 
     def entry(self, size: int, etag: str, checksum: str) -> BucketEntry:
         now = datetime.now(UTC)
-        expires = None if self.expires is None else now + self.expires
+        expires = now + self.expires if isinstance(self.expires, timedelta) else self.expires
         return BucketEntry(self.key, size, etag, now, self.content_type, checksum, self.metadata, expires)
 
 
