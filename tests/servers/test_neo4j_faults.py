@@ -15,8 +15,9 @@ from opentelemetry.trace import NoOpTracerProvider
 
 import faults
 import testbed
-from kmp_core.errors import BackendError, KmpError, PoolExhausted
+from kmp_core.errors import BackendError, DeadlineExceeded, KmpError, PoolExhausted
 from kmp_core.telemetry import reporting_to
+from kmp_storage import Edge, Node
 from kmp_storage.neo4j import Neo4jSettings, Neo4jStore
 from kmp_storage.testing.graph import City
 
@@ -100,6 +101,34 @@ async def test_an_exhausted_pool_is_told_by_type_and_by_a_metric(
             await asyncio.gather(slow, return_exceptions=True)
             proxy.heal()
         assert points(reader, "pending_requests") == {}
+
+
+class Here(Node, label="SlowHere", key="code"):
+    code: str
+
+
+class There(Node, label="SlowThere", key="code"):
+    code: str
+
+
+class Way(Edge, type="SLOW_WAY", source=Here, target=There):
+    pass
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["merge", "merge_all"])
+async def test_the_time_of_a_merge_is_that_of_its_constraints_too(
+    url: str, neo4j: testbed.Server, proxy: faults.Proxy, many: bool
+) -> None:
+    way = Way(source="A", target="B")
+    async with Neo4jStore(through(proxy, neo4j), project="acme") as store:
+        await store.run("RETURN 1")
+        proxy.slow(200)
+        # Each of its three transactions would end in time, and all of them do not.
+        with pytest.raises(DeadlineExceeded):
+            await (store.merge_all([way], timeout="1.2s") if many else store.merge(way, timeout="1.2s"))
+        proxy.heal()
+        assert await store.edges(Way) == []
+        assert await store.merge(way) == 1
 
 
 def points(reader: InMemoryMetricReader, name: str) -> dict[Any, float]:

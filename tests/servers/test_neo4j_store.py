@@ -10,6 +10,7 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta, timezone
+from time import tzset
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -18,7 +19,7 @@ from neo4j import GraphDatabase
 from neo4j.time import Duration
 
 import testbed
-from kmp_core.errors import BackendError, Conflict, DeadlineExceeded, InvalidInput, KmpError
+from kmp_core.errors import BackendError, Conflict, Corrupt, DeadlineExceeded, InvalidInput, KmpError
 from kmp_storage import Edge, Node
 from kmp_storage.embedded.graph import SqliteGraphStore
 from kmp_storage.neo4j import Neo4jSettings, Neo4jStore
@@ -127,6 +128,22 @@ async def test_values_are_typed_in_the_server(url: str) -> None:
         assert await store.run("RETURN $at + duration('P1D') AS next", at=moment) == [
             {"next": datetime(2024, 3, 1, 12, 30, tzinfo=UTC)}
         ]
+
+
+async def test_a_local_time_is_not_taken_for_one_of_this_host(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Neo4jStore(url, project="acme") as store:
+        await store.merge(Gate(code="A"))
+        await store.run("MATCH (g:StoreGate) SET g.opened = localdatetime('2024-02-29T12:30')")
+        monkeypatch.setenv("TZ", "Asia/Tokyo")
+        tzset()
+        try:
+            with pytest.raises(Corrupt, match="opened: is a local time"):
+                await store.get(Gate, "A")
+        finally:
+            monkeypatch.undo()
+            tzset()
+        await store.run("MATCH (g:StoreGate) SET g.opened = datetime({datetime: g.opened, timezone: 'UTC'})")
+        assert await store.get(Gate, "A") == Gate(code="A", opened=datetime(2024, 2, 29, 12, 30, tzinfo=UTC))
 
 
 MOMENTS = (

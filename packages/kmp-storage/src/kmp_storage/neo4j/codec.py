@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, time, timedelta, timezone
+from functools import partial
 from importlib import import_module
 from typing import Any
 from uuid import UUID
@@ -171,7 +172,8 @@ _QUICK: dict[str, Callable[[Any], bool]] = {
 def _decoder(field: FieldType) -> Callable[[Any], Any] | None:
     if field.kind == "enum":
         return field.python
-    return _DECODERS.get(kept_kind(field))
+    kind = kept_kind(field)
+    return partial(_time, field.name) if kind == "datetime" else _DECODERS.get(kind)
 
 
 def _in_its_zone(moment: datetime) -> datetime:
@@ -185,14 +187,15 @@ def _in_its_zone(moment: datetime) -> datetime:
     return moment.astimezone(timezone(offset))
 
 
-def _time(value: Any) -> datetime:
+def _time(name: str, value: Any) -> datetime:
     native: datetime = value.to_native()
+    if native.tzinfo is None:
+        raise ValueError(f"{name}: is a local time without a zone, which is no moment")
     return native.astimezone(UTC)
 
 
 _DECODERS: dict[str, Callable[[Any], Any]] = {
     "float": float,
-    "datetime": _time,
     "date": lambda value: value.to_native(),
     "uuid": UUID,
 }

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Self, TypeVar, get_args, overload
 
 from kmp_core.context import Context
-from kmp_core.deadlines import Timeout, within
+from kmp_core.deadlines import Timeout, deadline, within
 from kmp_core.errors import Conflict, Corrupt, InvalidInput, PermissionDenied
 from kmp_core.project import Project
 from kmp_core.resource import Provider
@@ -27,6 +27,7 @@ from kmp_storage.neo4j import statements
 from kmp_storage.neo4j.address import Neo4jAddress, Password
 from kmp_storage.neo4j.codec import EdgeCodec, NodeCodec, edge_codec, node_codec, plain
 from kmp_storage.neo4j.connections import Connections, Transaction
+from kmp_storage.neo4j.errors import BACKEND
 from kmp_storage.neo4j.merging import Plan, plan
 from kmp_storage.neo4j.walks import Step, Walk
 from kmp_storage.protocols import Direction, GraphStore, Via
@@ -101,7 +102,8 @@ class Neo4jStore(Provider, GraphStore):
         self.ensure_open()
         seconds = self._seconds(timeout)
         with self._telemetry.call("merge", len(items)):
-            return await self._merge(await _planned(items, 0), seconds)
+            async with deadline(seconds, what="merging", backend=BACKEND):
+                return await self._merge(await _planned(items, 0), seconds)
 
     async def merge_all(
         self, items: Iterable[Node | Edge] | AsyncIterable[Node | Edge], *, timeout: Timeout = None
@@ -302,11 +304,12 @@ class Neo4jStore(Provider, GraphStore):
         await self._server.follow(bookmarks)
 
     async def _merge(self, made: Plan, seconds: float | None) -> int:
-        for codec in made.codecs.values():
-            await self._constrain(codec, seconds)
-        if not made.nodes and not made.edges:
-            return 0
-        return await self._server.write(made.run, seconds=seconds)
+        async with deadline(seconds, what="merging", backend=BACKEND):
+            for codec in made.codecs.values():
+                await self._constrain(codec, seconds)
+            if not made.nodes and not made.edges:
+                return 0
+            return await self._server.write(made.run, seconds=seconds)
 
     async def _constrain(self, codec: NodeCodec[Any], seconds: float | None) -> None:
         """Have the key of a class be one. Before its first merge, since a schema change needs its own transaction."""
