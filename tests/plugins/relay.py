@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 
 class Relay:
-    """Hands bytes on to the server and back, counts connections, and breaks one instead of handing an answer back."""
+    """Hands bytes on to the server and back, counts connections, and breaks one.
+
+    `cut` names the request that never reaches the server, `lose` the one whose answer never comes back; `meanwhile` is
+    done before whoever asked hears of it.
+    """
 
     def __init__(self, server: int, *, tls: ssl.SSLContext | None = None) -> None:
         self._server = server
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
         self.opened = self.spare = 0
+        self.cut: bytes | None = None
         self.lose: bytes | None = None
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None
 
     async def __aenter__(self) -> Self:
         self._relaying = await asyncio.start_server(self._relay, "127.0.0.1", 0, ssl=self._tls)
@@ -40,6 +47,10 @@ class Relay:
             nonlocal asked
             while data := await reader.read(1 << 16):
                 asked = data if data.startswith((b"PUT /", b"POST /", b"GET /", b"HEAD /", b"DELETE /")) else asked
+                if self.cut is not None and asked.startswith(self.cut):
+                    self.cut = None
+                    writer.close()
+                    break
                 back.write(data)
             back.close()
 
@@ -48,6 +59,8 @@ class Relay:
                 if self.lose is not None and asked.startswith(self.lose):
                     if self.spare == 0:
                         self.lose = None
+                        if self.meanwhile is not None:
+                            await self.meanwhile()
                         break
                     self.spare -= 1
                 writer.write(data)

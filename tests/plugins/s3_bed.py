@@ -47,8 +47,16 @@ class S3Project:
 
     def damage(self, key: str, at: int) -> None:
         """Change one byte of an object behind the server's back."""
-        path = f"/data/buckets/{self.name}/{key}"
-        command = f"printf '\\377' | dd of={path} bs=1 seek={at} conv=notrunc"
+        self._at_the_disk(f"printf '\\377' | dd of={self._path(key)} bs=1 seek={at} conv=notrunc")
+
+    def age(self, key: str) -> None:
+        """Have the server say that the object was put an hour ago."""
+        self._at_the_disk(f"touch -d '1 hour ago' {self._path(key)}")
+
+    def _path(self, key: str) -> str:
+        return f"/data/buckets/{self.name}/{key}"
+
+    def _at_the_disk(self, command: str) -> None:
         code, output = self.server.container.get_wrapped_container().exec_run(["sh", "-c", command])
         assert code == 0, output
 

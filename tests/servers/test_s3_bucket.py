@@ -225,6 +225,31 @@ async def test_objects_of_other_programs_are_read_as_they_are(project: S3Project
         assert bytes(await result.bytes_async()) == b"ours"
 
 
+@pytest.mark.parametrize(
+    "mark",
+    [
+        f"1;v;{'9' * 30};;;1",
+        f"1;v;{'9' * 18};;;1",
+        f"1;v;{'9' * 1800};;;1",
+        f"1;v;1;;{'9' * 1800};1",
+        "1;v;1;no hex;;1",
+        f"1;v;1;{'a' * 63};;1",
+        f"1;v;1;{'A b ' * 16};;1",
+        ";;;;;",
+        "1",
+    ],
+    ids=ascii,
+)
+async def test_a_mark_that_is_none_of_ours_hides_no_object(project: S3Project, mark: str) -> None:
+    await project.requests.send("PUT", "theirs", content=b"content", headers={"x-amz-meta-kmp": mark})
+    async with project.bucket() as bucket:
+        entry = await bucket.head("theirs")
+        assert entry is not None
+        assert (entry.size, entry.checksum) == (7, None)
+        assert [found async for found in bucket.list()] == [entry]
+        assert await bucket.get("theirs") == b"content"
+
+
 @pytest.mark.parametrize("metadata", [{"kmp": "1"}, {"a": "é" * 900}])
 async def test_metadata_that_headers_cannot_hold_is_refused(project: S3Project, metadata: dict[str, str]) -> None:
     async with project.bucket() as bucket:

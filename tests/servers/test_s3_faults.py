@@ -12,7 +12,7 @@ import pytest
 import faults
 import s3_bed
 import testbed
-from kmp_core.errors import BackendError, DeadlineExceeded, KmpError
+from kmp_core.errors import BackendError, Conflict, DeadlineExceeded, KmpError, OutcomeUnknown
 from relay import Relay
 from s3_bed import SMALL_PARTS, S3Project
 
@@ -136,3 +136,99 @@ async def test_a_put_whose_answer_is_lost_is_found_to_be_done(project: S3Project
         assert relay.lose is None, "no answer was lost"
         assert await bucket.head("key") == entry
         assert await project.uploads() == []
+
+
+@pytest.mark.parametrize("condition", [{}, {"if_absent": True}], ids=["plain", "if absent"])
+@pytest.mark.parametrize("count", [1, 6], ids=["small", "in parts"])
+async def test_a_put_that_may_have_been_overtaken_is_not_put_again(
+    project: S3Project, count: int, condition: dict[str, bool]
+) -> None:
+    content = b"x" * (count * MIB)
+    async with (
+        Relay(project.server.port) as relay,
+        project.bucket(port=relay.port) as bucket,
+        project.bucket() as other,
+    ):
+
+        async def overtake() -> None:
+            assert await other.get("key") == content
+            await other.put("key", b"theirs")
+
+        relay.meanwhile, relay.spare = overtake, min(count - 1, 1)
+        relay.lose = b"POST /" if count > 1 else b"PUT /"
+        with pytest.raises(OutcomeUnknown) as caught:
+            await bucket.put("key", content, **condition)
+        assert relay.lose is None, "no answer was lost"
+        assert not caught.value.retryable
+        assert await other.get("key") == b"theirs"
+
+
+async def test_a_put_is_not_repeated_before_it_is_known_what_became_of_it(project: S3Project) -> None:
+    async with (
+        Relay(project.server.port) as relay,
+        project.bucket(port=relay.port) as bucket,
+        project.bucket() as other,
+    ):
+
+        async def overtake() -> None:
+            await other.put("key", b"theirs")
+            relay.cut = b"HEAD /"
+
+        relay.meanwhile, relay.lose = overtake, b"PUT /"
+        with pytest.raises(OutcomeUnknown):
+            await bucket.put("key", b"ours")
+        assert relay.cut is None, "it was not asked what became of it"
+        assert await other.get("key") == b"theirs"
+
+
+@pytest.mark.parametrize("there", [None, b"old"], ids=["nothing", "older"])
+async def test_a_put_that_never_arrived_is_put_again(project: S3Project, there: bytes | None) -> None:
+    async with Relay(project.server.port) as relay, project.bucket(port=relay.port) as bucket:
+        if there is not None:
+            await bucket.put("key", there)
+            project.age("key")
+        relay.cut = b"PUT /"
+        entry = await bucket.put("key", b"new")
+        assert relay.cut is None, "no request was lost"
+        assert await bucket.head("key") == entry
+        assert await bucket.get("key") == b"new"
+
+
+async def test_a_lost_put_is_a_conflict_where_what_is_there_is_older(project: S3Project) -> None:
+    async with Relay(project.server.port) as relay, project.bucket(port=relay.port) as bucket:
+        await bucket.put("key", b"old")
+        project.age("key")
+        relay.cut = b"PUT /"
+        with pytest.raises(Conflict):
+            await bucket.put("key", b"new", if_absent=True)
+        assert relay.cut is None, "no request was lost"
+        assert await bucket.get("key") == b"old"
+
+
+async def test_a_lost_put_over_what_somebody_deleted_meanwhile_may_have_been_done(project: S3Project) -> None:
+    async with (
+        Relay(project.server.port) as relay,
+        project.bucket(port=relay.port) as bucket,
+        project.bucket() as other,
+    ):
+        seen = await bucket.put("key", b"old")
+
+        async def delete() -> None:
+            assert await other.get("key") == b"new"
+            await other.delete("key")
+
+        relay.meanwhile, relay.lose = delete, b"PUT /"
+        with pytest.raises(OutcomeUnknown):
+            await bucket.put("key", b"new", if_match=seen.etag)
+        assert relay.lose is None, "no answer was lost"
+
+
+async def test_of_what_was_put_in_parts_nobody_knows_how_old_it_is(project: S3Project) -> None:
+    async with Relay(project.server.port) as relay, project.bucket(port=relay.port) as bucket:
+        await bucket.put("key", parts(b"x" * MIB, 6))
+        project.age("key")  # Amazon's tells when the upload was begun, which may be long before it took effect
+        relay.cut = b"PUT /"
+        with pytest.raises(OutcomeUnknown):
+            await bucket.put("key", b"new")
+        assert relay.cut is None, "no request was lost"
+        assert (await bucket.get("key")) == b"x" * (6 * MIB)

@@ -7,6 +7,7 @@ whether a content type was given. An object without it, put by another program, 
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,12 +17,15 @@ from urllib.parse import quote, unquote
 from kmp_core.errors import InvalidInput
 from kmp_storage.values import BucketEntry
 
-__all__ = ["Mark", "describe", "entry_of", "server_tag", "version_of"]
+__all__ = ["Mark", "describe", "entry_of", "server_tag"]
 
 _META = "x-amz-meta-"
 _MARK = "kmp"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HEADER_BYTES = 2048
+_MICROSECONDS = re.compile(r"[0-9]{1,17}")  # until the year 5138
+_BYTES = re.compile(r"[0-9]{0,15}")
+_CHECKSUM = re.compile(r"[0-9a-f]{64}")
 # Everything that a header carries unharmed. A space may be trimmed or folded on the way, so it is encoded.
 _PLAIN = "!\"#$&'()*+,/:;=?@[]^_`{|}~-."
 
@@ -50,13 +54,20 @@ class Mark:
         return ";".join(map(str, fields))
 
     @classmethod
+    def of(cls, headers: Mapping[str, str]) -> Mark | None:
+        """The mark in the headers of an answer."""
+        return cls.decode(headers.get(_META + _MARK))
+
+    @classmethod
     def decode(cls, text: str | None) -> Mark | None:
         """The mark, or None for what is none of ours; a later version may have added fields."""
         fields = (text or "").split(";")
-        if len(fields) < 6 or not fields[2].isdecimal() or not (fields[4] or "0").isdecimal():
+        if len(fields) < 6 or not _MICROSECONDS.fullmatch(fields[2]) or not _BYTES.fullmatch(fields[4]):
             return None
         modified = _EPOCH + timedelta(microseconds=int(fields[2]))
-        return cls(fields[1], modified, fields[3] or None, int(fields[4] or 0) or None, fields[5] == "1")
+        # Anybody may write a mark: what is no checksum is not verified by it.
+        checksum = fields[3] if _CHECKSUM.fullmatch(fields[3]) else None
+        return cls(fields[1], modified, checksum, int(fields[4] or 0) or None, fields[5] == "1")
 
 
 def describe(mark: Mark, content_type: str | None, metadata: Mapping[str, str], key: str) -> dict[str, str]:
@@ -87,8 +98,3 @@ def entry_of(
 def server_tag(etag: str) -> str:
     """The server's own ETag, as a header takes it."""
     return f'"{etag.partition(".")[0]}"'
-
-
-def version_of(etag: str) -> str:
-    """The name of the object's version in an entry's `etag`; empty for one that another program put."""
-    return etag.partition(".")[2]
