@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import Enum
+from math import isfinite
 from typing import Any, Protocol, get_args
 from zoneinfo import ZoneInfo
 
@@ -105,9 +106,11 @@ def _linear(moments: Sequence[int], values: Sequence[Values], name: str) -> None
             continue
         if before is not None:
             position, since, known = before
+            rise = value - known
             for between in range(position + 1, index):
                 part = (moments[between] - since) / (at - since)
-                values[between][name] = known + (value - known) * part
+                # A rise between the ends of the numbers is none of them.
+                values[between][name] = known + rise * part if isfinite(rise) else known * (1 - part) + value * part
         before = (index, at, value)
 
 

@@ -40,6 +40,8 @@ _DAY = 86400 * _MICRO
 LONGEST_SPLIT = 3600 * _MICRO
 """Buckets of at most this length keep the two passes of a repeated hour apart."""
 _WALL_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - what a clock on the wall shows has no zone
+_DECREED = (date(1800, 1, 1) - date(1970, 1, 1)).days * _DAY
+_REGULAR = (date(2100, 1, 1) - date(1970, 1, 1)).days * _DAY
 _MONDAY = (date(2000, 1, 3) - date(1970, 1, 1)).days * _DAY
 _EXAMPLE = '"15m", "1h", "1d", "1w", "1month" or "1y"'
 
@@ -101,8 +103,8 @@ def segments(zone: ZoneInfo, begin: int, end: int) -> list[Segment]:
     at, offset = begin, _offset(zone, begin)
     start = begin
     while at <= end:
-        # No zone has changed its clocks twice within a day.
-        later = min(at + _DAY, end + 1)
+        # No zone has changed its clocks twice within a day; where only the rules that last count, nor within weeks.
+        later = min(at + (_DAY if _DECREED <= at < _REGULAR else 28 * _DAY), end + 1)
         if _offset(zone, later) != offset:
             change = _change(zone, at, later)
             found.append(Segment(start, change, offset))
