@@ -164,6 +164,13 @@ async def test_a_statement_ends_with_its_deadline(timescaledb: testbed.Server, d
             with pytest.raises(DeadlineExceeded):
                 async with deadline("100ms"):
                     await connection.execute("SELECT pg_sleep(30)", timeout="20s")
+        async with pool.acquire() as connection, deadline("20s"):
+            # Whoever says how long it may take may say longer than the pool would.
+            assert await connection.fetch_value("SELECT 1 FROM pg_sleep(0.5)") == 1
+        async with pool.acquire() as connection:
+            with pytest.raises(InvalidInput, match="timeout"):
+                await connection.execute("SELECT 1", timeout="soon")
+            assert await connection.fetch_value("SELECT 1") == 1
 
 
 async def test_a_statement_whose_caller_left_ends_on_the_server(

@@ -15,7 +15,7 @@ import pytest
 
 import faults
 import testbed
-from kmp_core.errors import ConfigurationError
+from kmp_core.errors import ConfigurationError, Conflict
 from kmp_storage.models import Measurement
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
 from kmp_storage.timescale.provisioning import Access, TimescaleProvisioner
@@ -170,6 +170,23 @@ async def test_the_replica_answers_within_the_bound_and_the_primary_beyond(pair:
                 return await answers(near) == [2, 2, 2]
 
             await until(near_again)
+
+
+async def test_a_class_that_does_not_fit_is_no_fault_of_the_replica(pair: Pair, access: Access) -> None:
+    class Worded(Measurement, series="readings", tags=("site",)):
+        site: str
+        value: str = ""
+
+    async with store_of(access, pair.replica.port) as store:
+        await store.append(row(0))
+        await caught_up(pair)
+        await pause(pair)
+        await store.append(row(1))
+        assert await answers(store) == [1, 1, 1], "what the replica has"
+        for call in (store.latest(Worded), store.aggregate(Worded, values={"value": "count"})):
+            with pytest.raises(Conflict, match="Worded does not fit"):
+                await call
+        assert await answers(store) == [1, 1, 1], "it is asked by all others"
 
 
 async def test_an_idle_primary_does_not_make_the_replica_look_old(pair: Pair, access: Access) -> None:

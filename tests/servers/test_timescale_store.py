@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
-from collections.abc import AsyncIterator, Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,7 +30,8 @@ from kmp_core.errors import (
 from kmp_core.service import Service
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import TimeSeriesStore
-from kmp_storage.timescale import TimescaleSettings, TimescaleStore
+from kmp_storage.series.time_buckets import segments
+from kmp_storage.timescale import TimescaleSettings, TimescaleStore, queries
 from kmp_storage.timescale.provisioning import Access, TimescaleProvisioner
 from postgres_bed import admin, admin_url, until, url_at
 
@@ -229,6 +232,80 @@ async def test_many_rows_that_count_once_are_all_or_nothing_over_several_rounds(
         assert store.pool.in_use == 0
 
 
+async def each(rows: list[Delay]) -> AsyncIterator[Delay]:
+    for row in rows:
+        yield row
+
+
+async def test_rows_that_come_as_somebody_finds_time_are_moved_in_parts(access: Access) -> None:
+    rows = [delay(number) for number in range(45_000)]
+    async with store_of(access, chunk_interval="90d") as store:
+        await store.append(rows[0])
+        async with store.transaction() as transaction:
+            await transaction.execute("CREATE TABLE statements (rows bigint)")
+            await transaction.execute(
+                "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$BEGIN INSERT INTO statements VALUES (1); RETURN NULL; END$$"
+            )
+            await transaction.execute("CREATE TRIGGER noting AFTER INSERT ON delays EXECUTE FUNCTION note()")
+        other = rows[0].model_copy(update={"minutes": 7.0})
+        with pytest.raises(Conflict, match="row 41000: "):
+            await store.append_all(each([*rows[:41_000], other, *rows[41_000:]]))
+        assert [row async for row in store.read(Delay)] == rows[:1]
+        assert await store.append_all(each([*rows, *rows[:20]])) == 44_999
+        async with store.connection() as connection:
+            assert await connection.fetch_value("SELECT count(*) FROM statements") >= 3
+        assert [row async for row in store.read(Delay)] == rows
+
+
+async def test_a_source_that_keeps_the_loop_busy_takes_its_own_time(apache: Access) -> None:
+    def slow() -> Iterator[Delay]:
+        for number in range(22_000):
+            if number == 21_000:
+                time.sleep(2.5)  # longer than the server may take
+            yield delay(number)
+        time.sleep(2.5)
+
+    async with store_of(apache, timeout="2s", chunk_interval="90d") as store:
+        assert await store.append_all(slow()) == 22_000
+
+
+async def test_a_call_may_take_longer_than_the_setting_says(apache: Access, timescaledb: testbed.Server) -> None:
+    async with store_of(apache, timeout="2s") as store, admin(timescaledb, apache.database) as operator:
+        asked: list[asyncio.Future[Any]] = []
+
+        async def read() -> list[Reading]:
+            return [row async for row in store.read(Reading, timeout="60s")]
+
+        delays, readings = [delay(number) for number in range(700)], [reading(number) for number in range(3)]
+        await store.append(readings[0], delays[0])
+
+        async def late() -> bool:
+            waits = "wait_event_type = 'Lock' AND clock_timestamp() - query_start > interval '2.5s'"
+            async with admin(timescaledb) as onlooker:
+                counting = f"SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND {waits}"
+                found = await onlooker.fetchval(counting, apache.role)
+            return found == len(asked) or any(task.done() for task in asked)
+
+        async with operator.transaction():
+            for series in ("readings", "delays"):
+                await operator.execute(f"LOCK TABLE {apache.schema}.{series} IN ACCESS EXCLUSIVE MODE")
+            calls: list[Awaitable[Any]] = [
+                read(),
+                store.append(delays[1], timeout="60s"),
+                store.append(*delays, timeout="60s"),
+                store.append(*readings, timeout="60s"),
+                store.append_all(iter(delays), timeout="60s"),
+                store.aggregate(Reading, values={"value": "mean"}, timeout="60s"),
+                store.latest(Reading, timeout="60s"),
+                store.erase(Reading, where={"site": "none"}, timeout="60s"),
+            ]
+            asked += [asyncio.ensure_future(call) for call in calls]
+            await until(late)
+            assert not any(task.done() for task in asked)
+        await asyncio.gather(*asked)
+
+
 # Transactions and sessions
 
 
@@ -247,6 +324,22 @@ async def test_an_append_commits_and_goes_with_its_transaction(access: Access) -
             await store.append(delay(2), transaction=transaction)
             assert len([row async for row in store.read(Delay)]) == 1
         assert len([row async for row in store.read(Delay)]) == 3
+
+
+@pytest.mark.parametrize("count", [1, 600])
+async def test_a_refused_append_leaves_nothing_in_its_transaction(access: Access, count: int) -> None:
+    async with store_of(access) as store:
+        await store.append(delay(0))
+        rows = [*(delay(number) for number in range(1, count + 1)), delay(0, minutes=7.0)]
+        async with store.transaction() as transaction:
+            await store.append(delay(5000), transaction=transaction)
+            with pytest.raises(Conflict, match="nothing was written"):
+                await store.append(*rows, transaction=transaction)
+            with pytest.raises(Conflict, match="nothing was written"):
+                await store.append_all(rows, transaction=transaction)
+            assert await store.append(*rows[:-1], transaction=transaction) == count
+            assert await transaction.fetch_value("SELECT count(*) FROM delays") == count + 2
+        assert [row async for row in store.read(Delay)] == [delay(0), *rows[:-1], delay(5000)]
 
 
 async def test_own_sql_runs_as_the_projects_role_in_its_schema(access: Access) -> None:
@@ -284,7 +377,11 @@ async def test_old_chunks_are_dropped_and_old_rows_deleted(access: Access) -> No
     ages = [timedelta(days=400), timedelta(days=200), timedelta(days=31), timedelta(days=29), timedelta(0)]
     async with store_of(access, sweep_every="0s") as store:
         await store.append(*(Brief(time=now - age) for age in ages))
-        assert [now - row.time for row in [row async for row in store.read(Brief)]] == ages[3:]
+
+        async def swept() -> bool:
+            return [now - row.time async for row in store.read(Brief)] == ages[3:]
+
+        await until(swept)
         if store.tier == "apache":
             async with store.connection() as connection:
                 assert await connection.fetch_value("SELECT count(*) FROM show_chunks('brief')") <= 4
@@ -302,9 +399,41 @@ async def test_a_sweep_that_is_blocked_does_not_fail_the_append(
             held = await transaction.fetch("SELECT * FROM brief WHERE site = 'old' FOR UPDATE")
             assert len(held) == 1
             assert await store.append(Brief(time=now), timeout="20s") == 1
-            assert "beyond their retention stay" in caplog.text
+            assert "beyond their retention stay" not in caplog.text, "nobody waits for it"
+
+            async def told() -> bool:
+                return "beyond their retention stay" in caplog.text
+
+            await until(told)
+            async with store_of(access, sweep_every="0s") as leaving:
+                await leaving.append(Brief(time=now))
         assert await store.append(Brief(time=now)) == 1
-        assert {row.site async for row in store.read(Brief)} == {"a"}
+
+        async def swept() -> bool:
+            return {row.site async for row in store.read(Brief)} == {"a"}
+
+        await until(swept)
+
+
+# Time zones
+
+
+async def test_nobody_waits_while_the_changes_of_a_zone_are_looked_up(
+    access: Access, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def watched(*arguments: Any) -> Any:
+        threads.append(threading.get_ident())
+        return segments(*arguments)
+
+    monkeypatch.setattr(queries, "segments", watched)
+    async with store_of(access) as store:
+        await store.append(*(reading(0).model_copy(update={"time": START.replace(year=year)}) for year in (1500, 2024)))
+        rows = await store.aggregate(Reading, values={"value": "count"}, every="1y", zone="Europe/Berlin")
+        assert [(row.time and row.time.year, row["value_count"]) for row in rows] == [(1500, 1), (2024, 1)]
+    assert threading.get_ident() not in threads
+    assert len(threads) == 1
 
 
 # Bad input

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, S
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from kmp_core.deadlines import Timeout, deadline, within
+from kmp_core.deadlines import Timeout, deadline, remaining, within
 from kmp_core.errors import BackendError, DeadlineExceeded, LifecycleError
 from kmp_core.plugins import extra
 from kmp_core.postgres.errors import BACKEND, ERRORS, is_answer, took_no_effect, turns_pool_over
@@ -54,9 +54,14 @@ class Connection:
         """The id of the server's process that serves this connection."""
         return int(self._driver.get_server_pid())
 
-    async def execute(self, statement: str, *arguments: Any, timeout: Timeout = None) -> str:
-        """Run a statement (several where there are no arguments) and return the last one's command tag."""
-        async with self._exchange(timeout) as driver:
+    async def execute(
+        self, statement: str, *arguments: Any, progress: Progress | None = None, timeout: Timeout = None
+    ) -> str:
+        """Run a statement (several where there are no arguments) and return the last one's command tag.
+
+        With `progress` the `timeout` begins anew with each step that it tells.
+        """
+        async with self._exchange(timeout, bounded_by=progress) as driver:
             return str(await driver.execute(statement, *arguments))
 
     async def execute_many(self, statement: str, rows: Iterable[Sequence[Any]], *, timeout: Timeout = None) -> None:
@@ -104,8 +109,7 @@ class Connection:
         timeout: Timeout = None,
     ) -> int:
         """Copy rows in, return how many; `timeout` bounds each step that `progress` tells, or the whole."""
-        progress = progress or Progress()
-        async with self._exchange(None, bounded_by=progress, seconds=within(timeout, self._seconds)) as driver:
+        async with self._exchange(timeout, bounded_by=progress or Progress()) as driver:
             tag = await driver.copy_records_to_table(table, records=rows, columns=list(columns), schema_name=schema)
             return int(tag.rpartition(" ")[2])
 
@@ -146,17 +150,19 @@ class Connection:
 
     @asynccontextmanager
     async def _exchange(
-        self, timeout: Timeout, *, bounded_by: Progress | None = None, seconds: float | None = None
+        self, timeout: Timeout, *, bounded_by: Progress | None = None
     ) -> AsyncIterator[asyncpg.Connection[Any]]:
         if not self._lent:
             raise LifecycleError("the connection went back to its pool; use it inside its block")
         if self._busy:
             raise LifecycleError("two tasks use one connection at once; give each its own")
+        # The pool's own time is for what nobody else bounds: whoever says how long it may take may say longer.
+        seconds = within(timeout, self._seconds if remaining() is None else None)
         self._busy = self.touched = True
         protected = self.in_transaction
         try:
             if bounded_by is None:
-                async with deadline(within(timeout, self._seconds), what="the statement", backend=BACKEND):
+                async with deadline(seconds, what="the statement", backend=BACKEND):
                     yield self._driver
             else:
                 async with bounded_by.watched(seconds):

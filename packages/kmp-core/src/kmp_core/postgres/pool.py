@@ -226,8 +226,6 @@ class PostgresPool(Provider):
                     database=address.database,
                     ssl=address.tls(),
                     timeout=options.connect_timeout.total_seconds(),
-                    # The last resort, for an exchange of asyncpg's own.
-                    command_timeout=options.statement_timeout.total_seconds() + 60,
                     statement_cache_size=0 if options.transaction_pooler else 100,
                     server_settings=self._server_settings(),
                 )

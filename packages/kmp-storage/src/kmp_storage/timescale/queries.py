@@ -5,6 +5,7 @@ Names in statements were checked against an allow-list when their class was defi
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,6 +24,8 @@ from kmp_storage.values import Row
 __all__ = ["filter_of", "latest", "ordered", "summarise"]
 
 _WALL_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - what a clock on the wall shows has no zone
+_SOON_FOUND = timedelta(days=366) // timedelta(microseconds=1)
+"""In a longer time, finding when clocks changed would keep everybody else waiting."""
 _MICROSECOND = timedelta(microseconds=1)
 _MONDAY = "timestamp '2000-01-03'"
 
@@ -107,7 +110,10 @@ async def _stretches(
     )
     if row is None or row[0] is None:
         return []
-    return segments(summary.zone, microseconds(row[0]) - LONGEST_SPLIT, microseconds(row[1]))
+    begin, end = microseconds(row[0]) - LONGEST_SPLIT, microseconds(row[1])
+    if end - begin < _SOON_FOUND:
+        return segments(summary.zone, begin, end)
+    return await asyncio.to_thread(segments, summary.zone, begin, end)
 
 
 def _key(place: Place, every: Every, stretches: list[Segment], parameters: _Parameters) -> str:

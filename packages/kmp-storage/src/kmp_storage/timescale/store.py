@@ -23,7 +23,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from kmp_core.breaker import Breaker
 from kmp_core.clock import SYSTEM_CLOCK, Clock
 from kmp_core.context import Context
-from kmp_core.deadlines import Timeout, deadline, duration, within
-from kmp_core.errors import ConfigurationError, Fault, InvalidInput, KmpError, PoolExhausted, Unsupported
+from kmp_core.deadlines import Timeout, deadline, detached, duration, within
+from kmp_core.errors import ConfigurationError, Conflict, Fault, InvalidInput, KmpError, PoolExhausted, Unsupported
 from kmp_core.postgres import Address, Connection, Password, PoolOptions, PostgresPool, Transaction
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
@@ -66,6 +66,8 @@ T = TypeVar("T")
 
 _log = logging.getLogger("kmp_storage.timescale")
 
+_UNDO_SECONDS = 2.0
+
 
 class TimescaleStore(Provider, TimeSeriesStore):
     """Keep measurements in hypertables that belong to the project's own role, and that no other project can reach.
@@ -96,6 +98,8 @@ class TimescaleStore(Provider, TimeSeriesStore):
         self._place: schema.Place | None = None
         self._prepared: set[type[Measurement]] = set()
         self._swept: dict[str, float] = {}
+        self._due: dict[str, timedelta] = {}
+        self._sweeping: asyncio.Task[None] | None = None
 
     @classmethod
     def from_url(cls, url: str, *, context: Context) -> Self:
@@ -169,6 +173,9 @@ class TimescaleStore(Provider, TimeSeriesStore):
         await self._sweep_all(self._place)
 
     async def _close(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
         if self._replica is not None:
             await self._replica.close()
         await self._pool.close()
@@ -222,9 +229,9 @@ class TimescaleStore(Provider, TimeSeriesStore):
                 for codec, _, _ in groups:
                     await self._prepare(codec)
                 if transaction is not None:
-                    return await store(transaction.connection)
+                    return await _or_undone(transaction.connection, store)
                 new = await self._committed(store, idempotent=all(codec.unique for codec, _, _ in groups))
-            await self._sweep_due([codec for codec, _, _ in groups])
+            self._sweep_due([codec for codec, _, _ in groups])
             return new
 
     async def append_all(
@@ -249,9 +256,9 @@ class TimescaleStore(Provider, TimeSeriesStore):
                 return await write(connection, place, codec, stream.rows(), progress=stream.progress, timeout=seconds)
 
             if transaction is not None:
-                return await store(transaction.connection)
+                return await _or_undone(transaction.connection, store)
             new = await self._committed(store, idempotent=False, timeout=seconds)
-            await self._sweep_due([codec])
+            self._sweep_due([codec])
             return new
 
     async def erase(self, series: type[Measurement], *, where: Mapping[str, Any], timeout: Timeout = None) -> int:
@@ -293,7 +300,8 @@ class TimescaleStore(Provider, TimeSeriesStore):
             async with AsyncExitStack() as stack:
                 reading = pool.transaction(read_only=True, reset=False, timeout=seconds)
                 connection = (await stack.enter_async_context(reading)).connection
-                stored = await self._stored(connection, codec)
+                async with deadline(seconds, what="the question", backend="timescale", outcome_unknown=False):
+                    stored = await self._stored(connection, codec)
                 sql = "" if stored is None else queries.ordered(place, codec, stored, where_, bound)
                 chunks = connection.stream(sql, *where_.parameters, chunk=chunk, timeout=seconds)
                 await stack.enter_async_context(aclosing(chunks))
@@ -417,7 +425,9 @@ class TimescaleStore(Provider, TimeSeriesStore):
         except PoolExhausted:
             raise  # what is too much for one of the two shall not fall upon the other
         except KmpError as error:
-            self._replica.doubt(error)
+            # What is wrong with the question says nothing of the replica, and the primary may know a newer table.
+            if not isinstance(error, Conflict | InvalidInput | Unsupported):
+                self._replica.doubt(error)
             return None
 
     async def _committed(
@@ -452,12 +462,21 @@ class TimescaleStore(Provider, TimeSeriesStore):
 
     # Retention
 
-    async def _sweep_due(self, codecs: Sequence[TimescaleCodec[Any]]) -> None:
+    def _sweep_due(self, codecs: Sequence[TimescaleCodec[Any]]) -> None:
+        """Have old rows deleted, in nobody's time."""
         now = time.monotonic()
         for codec in codecs:
             if codec.retention is not None and now >= self._swept.get(codec.series, 0.0):
                 self._swept[codec.series] = now + self.settings.sweep_every.total_seconds()
-                await self._sweep(self._where, codec.series, codec.retention)
+                self._due[codec.series] = codec.retention
+        if self._due and (self._sweeping is None or self._sweeping.done()):
+            sweeping = self._sweep_those_due(self._where)
+            self._sweeping = asyncio.get_running_loop().create_task(sweeping, context=detached())
+
+    async def _sweep_those_due(self, place: schema.Place) -> None:
+        while self._due:
+            series, retention = self._due.popitem()
+            await self._sweep(place, series, retention)
 
     async def _sweep_all(self, place: schema.Place) -> None:
         async with self._pool.acquire(reset=False) as connection:
@@ -483,6 +502,22 @@ class TimescaleStore(Provider, TimeSeriesStore):
                     more = mine and await delete_older(connection, place, series, before, chunks=place.tier != "plain")
         except KmpError as error:
             _log.warning("rows of series %s beyond their retention stay for now: %s", series, type(error).__name__)
+
+
+async def _or_undone(connection: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """Work inside somebody's transaction: what failed leaves nothing there, whether or not the transaction goes on."""
+    await connection.execute("SAVEPOINT kmp_append")
+    try:
+        done = await work(connection)
+    except BaseException:
+        if not connection.is_closed:
+            # In its own time: that of the work may be what was over. Where it fails, the transaction is lost with it.
+            with suppress(KmpError):
+                async with connection.internal(_UNDO_SECONDS) as driver:
+                    await driver.execute("ROLLBACK TO SAVEPOINT kmp_append; RELEASE SAVEPOINT kmp_append")
+        raise
+    await connection.execute("RELEASE SAVEPOINT kmp_append")
+    return done
 
 
 def _covers(stored: Series, codec: TimescaleCodec[Any]) -> bool:

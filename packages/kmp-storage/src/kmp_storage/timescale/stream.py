@@ -75,3 +75,4 @@ class Stream:
             raise InvalidInput("items", f"must be iterable, not {type(source).__name__}") from None
         while chunk := list(islice(pending, self._size)):
             yield chunk
+        self.progress.step()

@@ -54,13 +54,9 @@ async def write(
     stage = f"pg_temp.{quoted(f'_kmp_stage_{codec.series}')}"
     like = f"CREATE TEMP TABLE {quoted(f'_kmp_stage_{codec.series}')} (LIKE {place.table(codec.series)}) ON COMMIT DROP"
     await connection.execute(like, timeout=timeout)
-    columns = ", ".join(map(quoted, codec.columns))
-    move = (
-        f"INSERT INTO {place.table(codec.series)} ({columns}) "  # noqa: S608 - names are allow-listed
-        f"SELECT {columns} FROM {stage} {_ignoring(codec)}"
-    )
+    progress = progress or Progress()
     new = 0
-    # Rows that come as somebody else finds time are moved at once, when all are there.
+    # Rows that come as somebody else finds time are moved when all are there.
     batch = rows if isinstance(rows, AsyncIterator) else list(islice(rows, _MOVED_AT_ONCE))
     while batch:
         count = await connection.copy(
@@ -71,23 +67,63 @@ async def write(
             progress=progress,
             timeout=timeout,
         )
-        moving = asyncio.ensure_future(connection.execute(move, timeout=timeout))
+        move = _move(connection, place, codec, stage, count, first_row=first_row, progress=progress, timeout=timeout)
+        moving = asyncio.ensure_future(move)
         try:
             await asyncio.sleep(0)
-            # The next are made ready while the server works.
+            # The next are made ready while the server works; the source's time is not the server's, as it tells.
             batch = [] if isinstance(rows, AsyncIterator) else list(islice(rows, _MOVED_AT_ONCE))
-            moved = int((await moving).rpartition(" ")[2])
+            new += await moving
         except BaseException:
             # A row that cannot be kept, or the caller left: what is under way is for nobody any more.
             moving.cancel()
             await asyncio.gather(moving, return_exceptions=True)
             raise
-        if codec.unique and moved != count:
-            # A table that only one COPY filled has its rows where it put them: one after the other.
-            source = f"(SELECT row_number() OVER (ORDER BY ctid) - 1 AS _kmp_row, * FROM {stage})"  # noqa: S608
-            await _refuse_other_values(connection, place, codec, source, first_row=first_row, timeout=timeout)
-        new, first_row = new + moved, first_row + count
+        first_row += count
         await connection.execute(f"{'TRUNCATE' if batch else 'DROP TABLE'} {stage}", timeout=timeout)
+    return new
+
+
+async def _move(
+    connection: Connection,
+    place: Place,
+    codec: TimescaleCodec[Any],
+    stage: str,
+    count: int,
+    *,
+    first_row: int,
+    progress: Progress,
+    timeout: Timeout,
+) -> int:
+    """Move what is staged, in parts: no statement takes the longer the more there is. Returns how many were new."""
+    columns = ", ".join(map(quoted, codec.columns))
+    parts: list[tuple[Any, ...]] = [()]
+    if count > _MOVED_AT_ONCE:
+        size = "pg_relation_size($1::text::regclass) / current_setting('block_size')::bigint"
+        pages = await connection.fetch_value(f"SELECT {size}", stage, timeout=timeout)
+        step = max(1, pages * _MOVED_AT_ONCE // count)
+        parts = [((page, 0), (page + step, 0)) for page in range(0, pages, step)]
+    # A table that only one COPY filled has its rows where it put them: one after the other.
+    part_of = f"{stage} WHERE ctid >= $1::tid AND ctid < $2::tid" if parts[0] else stage
+    new = 0
+    for part in parts:
+        tag = await connection.execute(
+            f"INSERT INTO {place.table(codec.series)} ({columns}) "  # noqa: S608 - names are allow-listed
+            f"SELECT {columns} FROM {part_of} {_ignoring(codec)}",
+            *part,
+            progress=progress,
+            timeout=timeout,
+        )
+        moved = int(tag.rpartition(" ")[2])
+        new += moved
+        if not codec.unique:
+            continue
+        counting = f"SELECT count(*) FROM {part_of}"  # noqa: S608
+        there = await connection.fetch_value(counting, *part, timeout=timeout) if part else count
+        if moved != there:
+            source = f"(SELECT row_number() OVER (ORDER BY ctid) - 1 AS _kmp_row, * FROM {part_of})"  # noqa: S608
+            await _refuse_other_values(connection, place, codec, source, *part, first_row=first_row, timeout=timeout)
+        first_row += there
     return new
 
 
