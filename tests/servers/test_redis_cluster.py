@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import redis.asyncio
 from redis.crc import key_slot
 from redis.exceptions import AuthenticationError
 
@@ -343,6 +344,35 @@ async def test_every_call_ends_in_time_though_no_node_says_anything(cluster: tes
     await cluster.wait_until_ready()
 
 
+@pytest.mark.parametrize("ending", ["deadline", "cancellation"])
+async def test_a_delete_of_many_slots_ends_in_time_and_leaves_no_old_value_behind(
+    cluster: testbed.Server, ending: str
+) -> None:
+    loop, keys = asyncio.get_running_loop(), [f"key{number}" for number in range(1000)]
+    async with cache_at(cluster, outage="miss", timeout="20s") as cache:
+        for key in keys:
+            await cache.set(key, b"old")
+        cluster.pause()
+        try:
+            began = loop.time()
+            call = asyncio.ensure_future(cache.delete(*keys, timeout=0.3 if ending == "deadline" else None))
+            if ending == "cancellation":
+                await eventually(lambda: _is(way_of(cache).in_use > 0))
+                call.cancel()
+            await asyncio.wait((call,))
+            took = loop.time() - began
+        finally:
+            cluster.unpause()
+        await cluster.wait_until_ready()
+        assert took < 1.5, "each part took its time anew"
+        # What was on its way may take effect, what was not sent did not.
+        assert await asyncio.gather(*map(cache.get, keys)) == [None] * len(keys)
+
+
+async def _is(truth: bool) -> bool:
+    return truth
+
+
 # Beside the cluster's keys
 
 
@@ -396,6 +426,74 @@ async def test_on_a_cluster_of_its_own_every_node_says_what_changed(
         await eventually(seen, within=5)
 
 
+@pytest.fixture
+def own_cluster() -> Iterator[testbed.Server]:
+    """A cluster whose nodes may change for good."""
+    cluster = testbed.start("redis_cluster", testbed.RECIPES["redis_cluster"])
+    yield cluster
+    cluster.stop()
+
+
+@pytest.mark.parametrize("told", ["by a call", "by the map"])
+async def test_a_primary_that_joins_is_heard_too(own_cluster: testbed.Server, told: str) -> None:
+    cluster, key = own_cluster, "moved"
+    patient = RedisSettings.load(timeout="20s", connect_timeout="20s")
+    async with RedisProvisioner(administrator_of(cluster), settings=patient) as admin:
+        await admin.provision("acme", password=PASSWORD, placement="dedicated")
+    slot = key_slot(name_of(key))
+    source = await primary_of(cluster, slot)
+    replica = await a_replica_of_another(cluster, source)
+    async with root_of(cluster, replica) as newcomer, root_of(cluster, source) as known:
+        await become_primary(newcomer, replica, known)
+    moving, place = Moving(cluster, slot, source, replica), ("127.0.0.1", replica)
+    address = f"redis+cluster://acme:three%20nodes@127.0.0.1:{source}"
+    settings = RedisSettings.load(near_max_bytes=1 << 20, near_ttl="1h", near_tracking=True, timeout="5s")
+    async with RedisCache(address, project="acme", settings=settings) as cache:
+        await live(cache)
+        await moving.begin()
+        if told == "by the map":
+            assert await cache.get(key) is None
+            assert place in way_of(cache)._nodes, "it was not sent there"
+        await moving.end()
+        if told == "by the map":
+
+            async def learnt() -> bool:
+                await way_of(cache)._learn(asyncio.get_running_loop().time() + 5)
+                return way_of(cache).home(name_of(key)) == place
+
+            await eventually(learnt)
+        assert await cache.set(key, b"1")
+        await kept(cache, key, b"1")
+        await way_of(cache).ask(("SET", name_of(key), b"\x012"), seconds=5)  # by somebody who says nothing himself
+
+        async def seen() -> bool:
+            return await cache.get(key) == b"2"
+
+        await eventually(seen, within=5)
+
+
+async def a_replica_of_another(cluster: testbed.Server, primary: int) -> int:
+    for port in cluster.nodes:
+        async with root_of(cluster, port) as client:
+            state = await client.info("replication")
+        if state["role"] == "slave" and state["master_port"] != primary:
+            return port
+    raise AssertionError("there is no replica")
+
+
+async def become_primary(replica: redis.asyncio.Redis, port: int, known: redis.asyncio.Redis) -> None:
+    """Leave the cluster, and come back as a primary that has no slot yet."""
+    await replica.execute_command("CLUSTER RESET HARD")
+    name, bus = await replica.execute_command("CLUSTER MYID"), await replica.config_get("cluster-port")
+    await known.execute_command("CLUSTER MEET", "127.0.0.1", port, bus["cluster-port"])
+
+    async def welcome() -> bool:
+        state, nodes = await replica.execute_command("CLUSTER INFO"), await known.execute_command("CLUSTER NODES")
+        return name in str(nodes) and state["cluster_state"] == "ok"
+
+    await eventually(welcome, within=20)
+
+
 # Its users
 
 
@@ -439,6 +537,31 @@ async def test_a_wrong_password_is_no_outage(cluster: testbed.Server) -> None:
     with pytest.raises(Unauthenticated) as caught:
         await RedisCache(wrong, project="acme").open()
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+async def test_a_seed_that_knows_nothing_is_passed_over(
+    cluster: testbed.Server, lonely_node: testbed.Server, refuses: bool
+) -> None:
+    if not refuses:
+        async with root_of(lonely_node, lonely_node.port) as root:
+            await root.execute_command("ACL", "SETUSER", "acme", "on", f">{PASSWORD.reveal()}", "~acme:*", "+@all")
+    address = f"redis+cluster://acme:three%20nodes@127.0.0.1:{lonely_node.port},127.0.0.1:{cluster.nodes[0]}"
+    for _ in range(10):  # which one is asked first is left to chance
+        async with RedisCache(address, project="acme", settings=RedisSettings.load(outage="error")) as cache:
+            assert await cache.set("key", b"1")
+
+
+@pytest.fixture
+def lonely_node() -> Iterator[testbed.Server]:
+    """A node that no cluster has met."""
+
+    def command(password: str) -> list[str]:
+        return ["redis-server", "--requirepass", password, "--cluster-enabled", "yes"]
+
+    node = testbed.start("redis", testbed.Recipe("redis", 6379, testbed.redis_ready, command=command))
+    yield node
+    node.stop()
 
 
 async def test_a_user_made_for_one_server_is_told_what_it_lacks(cluster: testbed.Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -116,6 +117,61 @@ async def test_the_task_s_own_deadline_is_kept(proxy: faults.Proxy) -> None:
                 await cache.get("key")
 
         assert await taken(hurried()) <= 0.3 + 0.1
+
+
+@pytest.mark.parametrize("outage", ["miss", "error"])
+@pytest.mark.parametrize("name", CALLS)
+async def test_what_has_to_be_made_good_first_takes_no_more_than_the_call_s_time(
+    proxy: faults.Proxy, name: str, outage: str
+) -> None:
+    async with cache_at(proxy.port, outage=outage, timeout="5s") as cache:
+        await cache.set("key", b"old")
+        proxy.black_hole()
+        with contextlib.suppress(BackendError):
+            await cache.set("key", b"new", timeout=0.05)
+        assert await taken(CALLS[name](cache)) <= 0.3 + 0.1
+
+
+async def test_much_that_has_to_be_made_good_takes_no_more_than_the_call_s_time(proxy: faults.Proxy) -> None:
+    keys = [f"key{number}" for number in range(3000)]
+    async with cache_at(proxy.port, timeout="5s") as cache:
+        await cache.set("warm", b"1")
+        proxy.black_hole(direction="upstream")
+        assert await cache.delete(*keys, timeout=0.05) == 0
+        proxy.heal()
+        proxy.slow(200)
+        assert await taken(cache.get("key1", timeout=0.3)) <= 0.3 + 0.1
+
+
+async def test_what_has_to_be_made_good_leaves_time_to_load(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port, timeout="5s") as cache:
+        await cache.set("key", b"old")
+        proxy.black_hole()
+        assert not await cache.set("key", b"new", timeout=0.05)
+        assert await cache.get_or_load("key", load, ttl=60, timeout=0.5) == b"loaded"
+
+
+async def test_close_cuts_everything_though_a_connection_expires_in_that_moment(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port, timeout="20s", connect_timeout="300ms") as cache:
+        await cache.set("warm", b"1")
+        proxy.black_hole()
+        loop, closed = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+        due = loop.time() + 0.3
+
+        def close() -> None:
+            try:
+                closed.set_result(cache._connections.close())
+            except Exception as error:
+                closed.set_exception(error)
+
+        # A loop that is busy when both are due: they run in one turn.
+        loop.call_at(due + 0.02, close)
+        loop.call_at(due - 0.05, time.sleep, 0.15)
+        ask = cache._connections.ask
+        calls = [asyncio.ensure_future(ask(("GET", b"faulty:v:{.warm}"), seconds=20)) for _ in range(3)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        await closed
+        assert [type(outcome) for outcome in outcomes] == [Unavailable] * 3
 
 
 async def test_close_is_bounded_with_the_server_gone(proxy: faults.Proxy) -> None:

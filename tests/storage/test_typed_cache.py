@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -159,7 +160,12 @@ async def test_a_view_reads_what_the_other_codec_wrote() -> None:
                 assert await view.get_or_load(key, never, ttl="1m") == FLIGHT
 
 
-@pytest.mark.parametrize("content", [b"\xc1\x02later", b"\xc1\x01\xc1", b"\xc1\x01", b"\xc1", b"\xc1\x01\x81\xa1a\xff"])
+TOO_DEEP = b"\xc1\x01" + b"\x91" * 100_000 + b"\xc0"
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xc1\x02later", b"\xc1\x01\xc1", b"\xc1\x01", b"\xc1", b"\xc1\x01\x81\xa1a\xff", TOO_DEEP]
+)
 async def test_what_cannot_be_read_counts_as_missing(content: bytes) -> None:
     async with SqliteCache("memory:") as cache:
         flights = cache.of(Flight, codec="msgpack")
@@ -192,11 +198,41 @@ async def test_a_codec_that_does_not_exist_is_refused() -> None:
             cache.of(Flight, codec=unsafe)
 
 
+class Reading(BaseModel):
+    degrees: float
+    before: list[float | None] = []
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+async def test_a_number_that_is_not_finite_comes_back_as_it_went(codec: Codec, number: float) -> None:
+    async with SqliteCache("memory:") as cache:
+        readings = cache.of(Reading, codec=codec)
+        await readings.set("key", Reading(degrees=number, before=[1.5, None, number]))
+        found = await readings.get("key")
+        assert found is not None
+        assert repr((found.degrees, found.before)) == repr((number, [1.5, None, number]))
+
+
 class Anything(BaseModel):
     value: Any
 
 
-@pytest.mark.parametrize(("codec", "value"), [("msgpack", 1 << 70), ("json", object()), ("msgpack", object())])
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("codec", "value"),
+    [
+        ("msgpack", 1 << 70),
+        *((codec, value) for codec in ("json", "msgpack") for value in (object(), b"\xff", "\ud800", nested(1500))),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.isascii() else type(value).__name__,
+)
 async def test_what_a_codec_cannot_carry_is_refused(codec: Codec, value: Any) -> None:
     async with SqliteCache("memory:") as cache:
         with pytest.raises(InvalidInput, match=f"value: cannot be written as {codec}: .*; for example"):

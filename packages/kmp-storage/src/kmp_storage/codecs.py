@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic import BaseModel
+from pydantic_core import to_json
 
 from kmp_core.errors import InvalidInput, MissingExtra
 from kmp_core.plugins import extra
@@ -37,11 +37,12 @@ def encode(value: BaseModel, codec: Codec) -> bytes:
     """The model's bytes. Raises `InvalidInput` for what the codec cannot carry."""
     try:
         if codec == "json":
-            return value.__pydantic_serializer__.to_json(value, by_alias=True, round_trip=True)
+            text = value.__pydantic_serializer__.to_json(value, by_alias=True, round_trip=True)
+            # pydantic writes null for NaN and infinity, which a float does not take back.
+            return text if b"null" not in text else to_json(_plain(value), inf_nan_mode="constants")
         # What JSON would say, so that models mean the same in both.
-        content = value.__pydantic_serializer__.to_python(value, mode="json", by_alias=True, round_trip=True)
-        return _MSGPACK + bytes(_library().msgpack.encode(content))
-    except (PydanticSerializationError, OverflowError, UnicodeEncodeError) as error:
+        return _MSGPACK + bytes(_library().msgpack.encode(_plain(value)))
+    except (ValueError, OverflowError, RecursionError) as error:
         problem = f"cannot be written as {codec}: {error}"
         raise InvalidInput("value", problem, example=f"{type(value).__name__}(...) of plain values") from error
 
@@ -55,8 +56,12 @@ def decode(content: bytes, model: type[B]) -> B | None:
         elif content.startswith(_MARKED):
             return None  # of a later version
         return model.__pydantic_validator__.validate_json(content)  # type: ignore[no-any-return]
-    except (ValidationError, MissingExtra, ValueError):
+    except (MissingExtra, ValueError, RecursionError):
         return None
+
+
+def _plain(value: BaseModel) -> Any:
+    return value.__pydantic_serializer__.to_python(value, mode="json", by_alias=True, round_trip=True)
 
 
 def _unpack(content: bytes) -> Any:

@@ -29,7 +29,7 @@ from kmp_storage.protocols import Cache
 from kmp_storage.redis.address import Password, RedisAddress
 from kmp_storage.redis.channel import Command
 from kmp_storage.redis.cluster import Cluster, Servers
-from kmp_storage.redis.connections import Connections
+from kmp_storage.redis.connections import Connections, due_in, left_until
 from kmp_storage.redis.entries import Keys, decode, encode, is_number
 from kmp_storage.redis.errors import Untrusted, is_outage
 from kmp_storage.redis.leases import Leases
@@ -45,6 +45,7 @@ from kmp_storage.values import CacheStatistics, Lease
 __all__ = ["RedisCache"]
 
 _INT64 = 1 << 63
+_DOUBTFUL = (asyncio.CancelledError, Unavailable, DeadlineExceeded, OutcomeUnknown)
 
 
 class RedisCache(Provider, Cache):
@@ -99,7 +100,7 @@ class RedisCache(Provider, Cache):
         self._loads = Loads(self._connections, self._leases, self._keys, settings)
         self._locks = Locks(self._connections, self._leases, self._keys, timeout=self._timeout)
         self._limits = Limits(self._connections, self._keys)
-        self._unsaid = Unsaid(self._connections, self._keys, timeout=self._timeout)
+        self._unsaid = Unsaid(self._connections, self._keys)
         try:
             await self._check()
         except BackendError as error:
@@ -180,7 +181,8 @@ class RedisCache(Provider, Cache):
         store: Command = ("SET", self._keys.value(key), content, *end, *condition)
         try:
             with self._telemetry.call("set"):
-                stored = (await self._change((key,), store, timeout=timeout, idempotent=not if_absent))[0] is not None
+                answers = await self._change((key,), store, due=self._due(timeout), idempotent=not if_absent)
+                stored = answers[0] is not None
         except BackendError as error:
             if if_absent or not self._is_miss(error):
                 raise
@@ -195,8 +197,7 @@ class RedisCache(Provider, Cache):
             check_key(key)
         try:
             with self._telemetry.call("delete", len(keys)):
-                parts = self._connections.together([self._keys.value(key) for key in keys])
-                return sum(await each(parts, lambda part: self._delete([keys[n] for n in part], timeout)))
+                return await self._delete(keys, self._due(timeout))
         except BackendError as error:
             if not self._is_miss(error):
                 raise
@@ -215,12 +216,13 @@ class RedisCache(Provider, Cache):
         if seconds is not None:
             add = (("SET", name, 0, "NX", "PX", max(1, int(seconds * 1000))), *add)
         with self._telemetry.call("increment"):
+            due = self._due(timeout)
             try:
-                return int((await self._change((key,), *add, timeout=timeout, idempotent=False))[-1])
+                return int((await self._change((key,), *add, due=due, idempotent=False))[-1])
             except BackendError as error:
                 if is_outage(error):
                     raise
-                raise await self._uncountable(key, error) from error
+                raise await self._uncountable(key, error, due) from error
 
     async def get_or_load(
         self, key: str, load: Load, *, ttl: Timeout, negative_ttl: Timeout = None, timeout: Timeout = None
@@ -257,13 +259,32 @@ class RedisCache(Provider, Cache):
         with self._telemetry.call("statistics"):
             return CacheStatistics(self._hits, self._misses, self._loads.count, self._written + self._loads.written)
 
-    async def _delete(self, keys: list[str], timeout: Timeout) -> int:
-        remove: Command = ("DEL", *(self._keys.value(key) for key in keys))
-        return int((await self._change(tuple(keys), remove, timeout=timeout))[0])
+    def _due(self, timeout: Timeout) -> float:
+        """The one time by which all must have ended that a call asks of Redis, what it makes good before included."""
+        return asyncio.get_running_loop().time() + (within(timeout, self._timeout) or 0.0)
+
+    async def _delete(self, keys: tuple[str, ...], due: float) -> int:
+        names, left = [self._keys.value(key) for key in keys], set(keys)
+
+        async def remove(part: list[int]) -> int:
+            some = tuple(keys[position] for position in part)
+            (count,) = await self._change(some, ("DEL", *(names[position] for position in part)), due=due)
+            left.difference_update(some)
+            return int(count)
+
+        try:
+            return sum(await each(self._connections.together(names), remove))
+        except BaseException as error:
+            self._forget(tuple(left))
+            if isinstance(error, _DOUBTFUL):
+                self._unsaid.remember(tuple(left))  # also what was not begun
+            raise
 
     async def _get(self, key: str, seconds: float | None) -> bytes | None:
         if self._unsaid:
-            await self._unsaid.say(key)
+            due = due_in(seconds)
+            await self._unsaid.say(key, due=due)
+            seconds = left_until(due)
         near = self._near
         if near is None:
             content, _ = await self._reads.get(self._keys.value(key), seconds)
@@ -288,7 +309,7 @@ class RedisCache(Provider, Cache):
         away = False
         if self._unsaid:
             try:
-                await self._unsaid.say(key)
+                await self._unsaid.say(key, due=due_in(self._loads.patience()))
             except BackendError as error:
                 if not self._is_miss(error):
                     raise
@@ -311,22 +332,21 @@ class RedisCache(Provider, Cache):
                 near.settle(key, reservation, None)
 
     async def _change(
-        self, keys: tuple[str, ...], *commands: Command, timeout: Timeout, idempotent: bool = True
+        self, keys: tuple[str, ...], *commands: Command, due: float, idempotent: bool = True
     ) -> list[Any]:
         """Write, outdate the loads of these keys and tell who keeps them near, all at once."""
-        seconds = within(timeout, self._timeout)
         leases: Command = ("DEL", *(self._keys.lease(key) for key in keys))
         tell: Command = ("PUBLISH", self._keys.channel, "\n".join(keys))
         self._forget(keys)
         try:
             if self._unsaid:
-                await self._unsaid.say(*keys)
-            answers = await self._connections.transact(*commands, leases, tell, seconds=seconds, idempotent=idempotent)
+                await self._unsaid.say(*keys, due=due)
+            left = left_until(due)
+            answers = await self._connections.transact(*commands, leases, tell, seconds=left, idempotent=idempotent)
             return answers[: len(commands)]
         except BaseException as error:
             # Not what is not idempotent: a counter would begin anew, and somebody else's claim would be gone.
-            doubtful = asyncio.CancelledError | Unavailable | DeadlineExceeded | OutcomeUnknown
-            if idempotent and isinstance(error, doubtful):
+            if idempotent and isinstance(error, _DOUBTFUL):
                 self._unsaid.remember(keys)
             raise
         finally:
@@ -338,8 +358,8 @@ class RedisCache(Provider, Cache):
         if self._near is not None:
             self._near.drop(*keys)
 
-    async def _uncountable(self, key: str, error: BackendError) -> Exception:
-        (content,) = await self._connections.ask(("GET", self._keys.value(key)), seconds=self._timeout)
+    async def _uncountable(self, key: str, error: BackendError, due: float) -> Exception:
+        (content,) = await self._connections.ask(("GET", self._keys.value(key)), seconds=left_until(due))
         if content is None:
             return error
         if is_number(content):

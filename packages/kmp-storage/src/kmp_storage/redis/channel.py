@@ -64,7 +64,7 @@ class Channel:
 
     def give_up(self) -> None:
         """End a `connect` that is under way."""
-        if self._scope is not None:
+        if self._scope is not None and not self._scope.expired():  # one that just expired ends by itself
             self._scope.reschedule(asyncio.get_running_loop().time())
 
     @property

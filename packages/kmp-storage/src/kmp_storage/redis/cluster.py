@@ -29,7 +29,7 @@ from kmp_core.pool_metrics import PoolMetrics
 from kmp_storage.pauses import Pauses
 from kmp_storage.redis.address import RedisAddress
 from kmp_storage.redis.channel import Channel, Command, pack_command
-from kmp_storage.redis.connections import Connections, Value, due_in
+from kmp_storage.redis.connections import Connections, Value, due_in, left_until
 from kmp_storage.redis.errors import ERRORS, Elsewhere
 
 with extra("redis", install="kmp-storage[redis]"):
@@ -70,6 +70,7 @@ class Cluster:
         self._learner: asyncio.Task[None] | None = None
         self._learnt_at = 0.0
         self._moved = asyncio.Event()
+        self._heard: set[Place] = set()
         self._closed = False
 
     @property
@@ -127,7 +128,7 @@ class Cluster:
 
         async def one(name: bytes) -> None:
             try:
-                found[name] = _value(await self.ask(*_read(name, times), seconds=_left(due)), times)
+                found[name] = _value(await self.ask(*_read(name, times), seconds=left_until(due)), times)
             except BackendError as error:
                 found[name] = error
 
@@ -139,7 +140,7 @@ class Cluster:
                 if node is None:
                     raise Unavailable("it is not known yet which node has the slot", backend="redis")
                 gets: list[Command] = [("MGET", *those) for those in here]
-                answers = await node.ask(*gets, *lefts, seconds=_left(due))
+                answers = await node.ask(*gets, *lefts, seconds=left_until(due))
             except (Elsewhere, Unavailable):
                 await asyncio.gather(*(one(name) for name in flat))  # each finds its way
                 return
@@ -158,8 +159,8 @@ class Cluster:
         """Raise what is wrong with any primary, or with the cluster as a whole."""
         due = due_in(seconds)
         await self._learn(due)
-        await asyncio.gather(*(node.ask(("PING",), seconds=_left(due)) for node in self._nodes.values()))
-        await self.ask(("EXISTS", name), seconds=_left(due))  # a cluster that is not whole refuses what has a name
+        await asyncio.gather(*(node.ask(("PING",), seconds=left_until(due)) for node in self._nodes.values()))
+        await self.ask(("EXISTS", name), seconds=left_until(due))  # a cluster that is not whole refuses what has a name
 
     def home(self, name: bytes) -> object:
         """The node that keeps this name, as far as known."""
@@ -175,7 +176,7 @@ class Cluster:
     async def speakers(self, *, every: bool) -> list[Connections]:
         """Who has to be listened to: any one node for what is published, each for what it tracks itself."""
         await self._learn(due_in(self._connect_timeout))
-        nodes = list(self._nodes.values())
+        nodes, self._heard = list(self._nodes.values()), set(self._nodes)
         if not nodes:
             raise Unavailable("no node of the Redis Cluster is known", backend="redis")
         self._moved.clear()
@@ -209,7 +210,7 @@ class Cluster:
         while True:
             place = once or await self._place(slot, due)
             try:
-                return await call(self._node(place), _left(due), once is not None)
+                return await call(self._node(place), left_until(due), once is not None)
             except Elsewhere as error:
                 once = self._follow(slot, place, error)
                 turns += 1
@@ -237,6 +238,8 @@ class Cluster:
         if error.once:
             return there
         self._slots[slot] = there
+        if there not in self._heard:
+            self._moved.set()
         self._learn_soon()  # seldom does one slot move alone
         return None
 
@@ -275,7 +278,7 @@ class Cluster:
             learner = self._learn_soon()
         if learner is None:
             return
-        await asyncio.wait((learner,), timeout=_left(due))
+        await asyncio.wait((learner,), timeout=left_until(due))
         if not learner.done():
             raise DeadlineExceeded("no node of the Redis Cluster said in time who has which slot", backend="redis")
         if not learner.cancelled() and (error := learner.exception()) is not None and (must or not self._nodes):
@@ -296,14 +299,16 @@ class Cluster:
         return self._learner
 
     async def _ask_for_slots(self) -> None:
-        causes = []
+        causes, refusal = [], None
         for place in sorted(self._known | set(self.address.cluster), key=self._promise):
             try:
-                answer = await self._ask_one_for_slots(place)
+                return self._take(place, await self._ask_one_for_slots(place))
             except Unavailable as error:
                 causes.append(f"{place[0]}:{place[1]}: {error}")
-            else:
-                return self._take(place, answer)
+            except AccessDenied as error:
+                refusal = error  # of this node alone, where another one answers
+        if refusal is not None:
+            raise refusal
         raise Unavailable(f"no node of the Redis Cluster answers ({'; '.join(causes)})", backend="redis")
 
     def _promise(self, place: Place) -> tuple[bool, float]:
@@ -340,7 +345,7 @@ class Cluster:
         if not known:
             raise Unavailable("it has no slots yet", backend="redis")
         primaries = {place for place in slots if place is not None}
-        if primaries != set(self._nodes):
+        if primaries != self._heard:  # not the nodes that calls were sent to meanwhile
             self._moved.set()
         self._slots, self._known = slots, known
         for place in set(self._nodes) - primaries:
@@ -373,10 +378,6 @@ def _place_of(node: Any, asked: Place) -> Place:
     # Without a name, it is where we asked.
     host = node[0].decode() if node[0] else ""
     return host if host not in ("", "?") else asked[0], int(node[1])
-
-
-def _left(due: float) -> float:
-    return due - asyncio.get_running_loop().time()
 
 
 def _retrieved(task: asyncio.Task[None]) -> None:

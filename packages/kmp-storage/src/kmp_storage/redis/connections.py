@@ -20,7 +20,7 @@ from kmp_storage.redis.errors import ERRORS, Elsewhere
 with extra("redis", install="kmp-storage[redis]"):
     from redis.exceptions import ResponseError
 
-__all__ = ["Connections", "Value", "due_in"]
+__all__ = ["Connections", "Value", "due_in", "left_until"]
 
 Value = tuple[bytes | None, int]
 """What stands under a name, and the milliseconds that it has left (-1: no end, or not asked for)."""
@@ -158,7 +158,7 @@ class Connections:
         await channel.connect(due, self.address)
         try:
             await channel.say(command)
-            if await channel.heard(max(0.0, due - asyncio.get_running_loop().time())) is None:
+            if await channel.heard(max(0.0, left_until(due))) is None:
                 raise unanswered(self.address)
         except BaseException:
             channel.discard()
@@ -328,6 +328,11 @@ def due_in(seconds: float | None) -> float:
     if seconds is not None and seconds <= 0:
         raise DeadlineExceeded("no time was left to ask Redis", backend="redis")
     return asyncio.get_running_loop().time() + (86_400.0 if seconds is None else seconds)
+
+
+def left_until(due: float) -> float:
+    """The seconds until that time; none, or fewer, where it is over."""
+    return due - asyncio.get_running_loop().time()
 
 
 def _error(answers: list[Any]) -> KmpError | None:

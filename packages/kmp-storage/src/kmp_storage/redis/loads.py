@@ -101,12 +101,12 @@ class Loads:
         """What stands under a key, in one round trip."""
         value, lease = self._keys.value(key), self._keys.lease(key)
         (content, holder), left = await self._connections.ask(
-            ("MGET", value, lease), ("PTTL", value), seconds=self._patience()
+            ("MGET", value, lease), ("PTTL", value), seconds=self.patience()
         )
         return Look(decode(content, left), holder == NOTHING, holder is not None and holder != NOTHING)
 
-    def _patience(self) -> float:
-        # A share of what the caller has, so that there is time to load where Redis does not answer.
+    def patience(self) -> float:
+        """A share of what the caller has, so that there is time to load where Redis does not answer."""
         left = remaining()
         return self._timeout if left is None else min(self._timeout, left / 2)
 
@@ -174,7 +174,7 @@ class Loads:
     async def _claim(self, key: str, owner: bytes) -> bool:
         """Take the right to load, unless somebody has it or it is known that there is nothing."""
         lease = self._keys.lease(key)
-        claim = self._connections.ask(("SET", lease, owner, "NX", "PX", self._lease_ms), seconds=self._patience())
+        claim = self._connections.ask(("SET", lease, owner, "NX", "PX", self._lease_ms), seconds=self.patience())
         (taken,) = await self._leases.take(lease, owner, claim)
         return taken is not None
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import structlog
 
+from kmp_core.errors import DeadlineExceeded
 from kmp_storage.redis.cluster import Servers
+from kmp_storage.redis.connections import left_until
 from kmp_storage.redis.entries import Keys
 
 __all__ = ["Unsaid", "each"]
@@ -28,11 +31,11 @@ class Unsaid:
     They are forgotten with the process, and beyond ten thousand the eldest are.
     """
 
-    def __init__(self, connections: Servers, keys: Keys, *, timeout: float) -> None:
+    def __init__(self, connections: Servers, keys: Keys) -> None:
         self._connections = connections
         self._keys = keys
-        self._timeout = timeout
         self._pending: dict[str, None] = {}
+        self._turns: dict[object, asyncio.Lock] = {}
 
     def __bool__(self) -> bool:
         return bool(self._pending)
@@ -46,37 +49,55 @@ class Unsaid:
         if lost > 0:
             structlog.get_logger(__name__).warning("redis_writes_forgotten", count=lost)
 
-    async def say(self, *wanted: str) -> None:
-        """Delete them now, where these are kept. Raises what the connection raises, and then remembers them on."""
-        homes = {self._connections.home(self._keys.value(key)) for key in wanted}
-        while keys := self._at(homes):
-            parts = self._connections.together([self._keys.value(key) for key in keys])
-            await each(parts, lambda part: self._delete([keys[position] for position in part]))
+    async def say(self, *wanted: str, due: float) -> None:
+        """Delete them by this time, where these are kept. Raises what the connection raises, and remembers them on."""
+        for home in {self._connections.home(self._keys.value(key)) for key in wanted}:
+            async with self._turn(home, due):  # who waited finds it done
+                while keys := self._at(home):
+                    await self._say(keys, due)
 
-    def _at(self, homes: set[object]) -> list[str]:
+    async def _say(self, keys: list[str], due: float) -> None:
+        parts = self._connections.together([self._keys.value(key) for key in keys])
+        await each(parts, lambda part: self._delete([keys[position] for position in part], due))
+
+    @asynccontextmanager
+    async def _turn(self, home: object, due: float) -> AsyncIterator[None]:
+        turn = self._turns.setdefault(home, asyncio.Lock())
+        try:
+            async with asyncio.timeout_at(due):
+                await turn.acquire()
+        except TimeoutError as error:
+            raise DeadlineExceeded("no time was left to ask Redis", backend="redis") from error
+        try:
+            yield
+        finally:
+            turn.release()
+
+    def _at(self, home: object) -> list[str]:
         """Some of the pending keys that are kept there."""
-        here = (key for key in self._pending if self._connections.home(self._keys.value(key)) in homes)
+        here = (key for key in self._pending if self._connections.home(self._keys.value(key)) == home)
         return list(itertools.islice(here, _AT_ONCE))
 
-    async def _delete(self, keys: list[str]) -> None:
+    async def _delete(self, keys: list[str], due: float) -> None:
         names = [name for key in keys for name in (self._keys.value(key), self._keys.lease(key))]
         tell = ("PUBLISH", self._keys.channel, "\n".join(keys))
-        await self._connections.ask(("DEL", *names), tell, seconds=self._timeout)
+        await self._connections.ask(("DEL", *names), tell, seconds=left_until(due))
         for key in keys:
             self._pending.pop(key, None)
 
 
 async def each(parts: list[list[int]], change: Callable[[list[int]], Awaitable[T]]) -> list[T]:
-    """Make these changes, which no transaction can make together, side by side; then raise what went wrong first."""
+    """Make these changes, which no transaction can make together, side by side.
+
+    Raises what went wrong first, and begins nothing more then: the next ones would cost as much time again.
+    """
     if len(parts) == 1:
         return [await change(parts[0])]
-    outcomes: list[T | BaseException] = []
+    done: list[T] = []
     for begin in range(0, len(parts), _SIDE_BY_SIDE):
         some = parts[begin : begin + _SIDE_BY_SIDE]
-        outcomes += await asyncio.gather(*(change(part) for part in some), return_exceptions=True)
-    done = []
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-        done.append(outcome)
+        for outcome in await asyncio.gather(*(change(part) for part in some), return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            done.append(outcome)
     return done
