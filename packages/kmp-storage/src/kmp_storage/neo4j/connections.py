@@ -30,6 +30,7 @@ T = TypeVar("T")
 Access = Literal["READ", "WRITE"]
 Transaction = neo4j.AsyncTransaction
 
+_LEAVE_SECONDS = 0.5
 _GRACE_SECONDS = 2.0
 _UNBOUNDED = 100_000
 
@@ -90,10 +91,21 @@ class Connections:
                 task.cancel()
             if pending:
                 await asyncio.wait(pending)
+        sockets = self._sockets()
         # A server that is gone answers no goodbye; the driver kills its connections where closing is cancelled.
         with suppress(TimeoutError, OSError, DriverError):
             await asyncio.wait_for(self._driver.close(), _GRACE_SECONDS)
-        await asyncio.sleep(0)  # a turn of the event loop, in which the sockets are closed
+        # The driver leaves its sockets to close by themselves: behind TLS only once the server took leave too.
+        for writer in sockets:
+            with suppress(TimeoutError, OSError):
+                await asyncio.wait_for(writer.wait_closed(), _LEAVE_SECONDS)
+            writer.transport.abort()
+        await asyncio.sleep(0)  # a turn of the event loop, in which what was aborted is closed
+
+    def _sockets(self) -> list[asyncio.StreamWriter]:
+        pool: Any = getattr(self._driver, "_pool", None)  # there is no public way to them
+        connections = [one for some in pool.connections.values() for one in some]
+        return [one.socket._writer for one in connections if one.socket._writer is not None]
 
     async def read(self, work: Callable[[Transaction], Awaitable[T]], *, seconds: float | None) -> T:
         """Do the work in a transaction that reads; again where it failed in a way that passes."""
