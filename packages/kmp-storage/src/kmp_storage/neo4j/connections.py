@@ -96,9 +96,10 @@ class Connections:
         with suppress(TimeoutError, OSError, DriverError):
             await asyncio.wait_for(self._driver.close(), _GRACE_SECONDS)
         # The driver leaves its sockets to close by themselves: behind TLS only once the server took leave too.
+        with suppress(TimeoutError):
+            leaving = asyncio.gather(*(writer.wait_closed() for writer in sockets), return_exceptions=True)
+            await asyncio.wait_for(leaving, _LEAVE_SECONDS)
         for writer in sockets:
-            with suppress(TimeoutError, OSError):
-                await asyncio.wait_for(writer.wait_closed(), _LEAVE_SECONDS)
             writer.transport.abort()
         await asyncio.sleep(0)  # a turn of the event loop, in which what was aborted is closed
 
