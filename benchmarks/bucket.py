@@ -1,6 +1,6 @@
 """What the S3 bucket costs against bare obstore, and how much memory one large object takes.
 
-    KMP_STORAGE_BUCKET_URL=s3+http://key:secret@127.0.0.1:9000/bucket python benchmarks/bucket.py [--size 1GiB]
+    KMP_PROJECT=... KMP_STORAGE_BUCKET_URL=s3+http://key:secret@127.0.0.1:9000 python benchmarks/bucket.py [--size 1GiB]
 
 Bare is obstore's own put (of a stream, in parts) and get; ours also computes SHA-256 both ways, has the server verify
 each part, and compares what comes back. Everything it puts it deletes.
@@ -23,21 +23,24 @@ from obstore.store import S3Store
 from pydantic import ByteSize, TypeAdapter
 
 from kmp_core.errors import KmpError
+from kmp_core.project import Project, backend_name
 from kmp_storage.bucket import S3Bucket
 
 MIB = 1 << 20
 CHUNK = bytes(range(256)) * (MIB // 256)
 BUDGET_MIB = 64
 SMALL = 200
+PROJECT = os.environ.get("KMP_PROJECT", "benchmark")
 ADVICE = (
-    "no S3 server is reachable: start one and set KMP_STORAGE_BUCKET_URL=s3+http://key:secret@127.0.0.1:9000/bucket"
+    "no S3 server to measure: start one, and set KMP_PROJECT and "
+    "KMP_STORAGE_BUCKET_URL=s3+http://key:secret@127.0.0.1:9000"
 )
 
 
 def bare_store(url: str) -> S3Store:
     parts = urlsplit(url)
     return S3Store(
-        parts.path.strip("/"),
+        parts.path.strip("/") or backend_name(Project(PROJECT), "bucket"),
         endpoint=f"{'http' if parts.scheme == 's3+http' else 'https'}://{parts.netloc.rpartition('@')[2]}",
         region="us-east-1",
         access_key_id=unquote(parts.username or ""),
@@ -91,7 +94,7 @@ async def many(call: Callable[[int], Awaitable[object]]) -> None:
 
 async def compare(url: str, size: int, rounds: int) -> None:
     store = bare_store(url)
-    async with S3Bucket(url) as bucket:
+    async with S3Bucket(url, project=PROJECT) as bucket:
         pairs: dict[str, tuple[Callable[[], Awaitable[object]], Callable[[], Awaitable[object]]]] = {
             f"put of {size // MIB} MiB, streamed": (
                 lambda: obstore.put_async(store, "bench/bare", content(size), chunk_size=8 * MIB, max_concurrency=2),

@@ -1,6 +1,6 @@
 """How fast the Redis cache is, against redis-py on the same server in the same process.
 
-    KMP_STORAGE_CACHE_URL=redis://... python benchmarks/redis_cache.py [--rounds 9] [--calls 2000]
+    KMP_PROJECT=... KMP_STORAGE_CACHE_URL=redis://... python benchmarks/redis_cache.py [--rounds 9] [--calls 2000]
 
 One get at a time, fifty at once, and hits of the near cache, in interleaved rounds; medians and ratios. Each contender
 has the same values, a deadline of ten seconds for each call, and a pool of ten connections.
@@ -20,10 +20,12 @@ from collections.abc import Awaitable, Callable
 import redis.asyncio as bare
 
 from kmp_core.errors import KmpError
+from kmp_core.project import Project, backend_name
 from kmp_storage.redis import RedisCache, RedisSettings
 
 VALUE = b'{"code":"JFK","name":"John F. Kennedy International Airport","seats":42}' * 2
 KEYS = [f"airport:{number}" for number in range(200)]
+PROJECT = os.environ.get("KMP_PROJECT", "benchmark")
 BUDGET = {"one at a time": 0.85, "50 at once": 3.0, "near-cache hit": 200.0}
 
 Get = Callable[[str], Awaitable[object]]
@@ -48,20 +50,21 @@ async def fifty_at_once(get: Get, calls: int) -> float:
 
 async def measure(url: str, rounds: int, calls: int) -> dict[str, list[tuple[float, float]]]:
     pool = bare.BlockingConnectionPool.from_url(url, max_connections=10, timeout=10, socket_timeout=10, protocol=3)
-    settings = RedisSettings.load(pool_size=10, timeout="10s")
+    settings = RedisSettings.load(pool_size=10, timeout="10s", outage="error")
     near_settings = RedisSettings.load(pool_size=10, timeout="10s", near_max_bytes=1 << 22, near_ttl="1h")
     figures: dict[str, list[tuple[float, float]]] = {name: [] for name in BUDGET}
+    prefix = f"{backend_name(Project(PROJECT), 'redis')}:v"  # where a project's user may write
     async with (
         bare.Redis(connection_pool=pool) as driver,
-        RedisCache(url, project="benchmark", settings=settings) as cache,
-        RedisCache(url, project="benchmark", settings=near_settings) as near,
+        RedisCache(url, project=PROJECT, settings=settings) as cache,
+        RedisCache(url, project=PROJECT, settings=near_settings) as near,
     ):
         for key in KEYS:
             await cache.set(key, VALUE, ttl="10m")
-            await driver.set(f"benchmark:v:{key}", VALUE, ex=600)
+            await driver.set(f"{prefix}:{key}", VALUE, ex=600)
 
         def plain(key: str) -> Awaitable[object]:
-            return driver.get(f"benchmark:v:{key}")
+            return driver.get(f"{prefix}:{key}")
 
         await asyncio.sleep(0.5)  # until the near cache hears of changes
         for _ in range(rounds):
@@ -72,16 +75,8 @@ async def measure(url: str, rounds: int, calls: int) -> dict[str, list[tuple[flo
             await one_at_a_time(near.get, len(KEYS))
             figures["near-cache hit"].append((single, await one_at_a_time(near.get, calls * 50)))
         await cache.delete(*KEYS)
-        await driver.delete(*(f"benchmark:v:{key}" for key in KEYS))
+        await driver.delete(*(f"{prefix}:{key}" for key in KEYS))
     return figures
-
-
-async def answers(url: str) -> bool:
-    try:
-        async with RedisCache(url, project="benchmark", settings=RedisSettings.load(outage="error")):
-            return True
-    except KmpError:
-        return False
 
 
 def main() -> int:
@@ -90,10 +85,11 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=2000)
     options = parser.parse_args()
     url = os.environ.get("KMP_STORAGE_CACHE_URL", "redis://127.0.0.1:6379")
-    if not asyncio.run(answers(url)):
-        print("no Redis answers: set KMP_STORAGE_CACHE_URL=redis://[user:password@]host:port")
+    try:
+        figures = asyncio.run(measure(url, options.rounds, options.calls))
+    except KmpError as error:
+        print(f"no Redis to measure: set KMP_PROJECT and KMP_STORAGE_CACHE_URL=redis://user:password@host ({error})")
         return 0
-    figures = asyncio.run(measure(url, options.rounds, options.calls))
     print(f"{'gets per second':<16}{'redis-py':>12}{'KMP':>14}{'ratio':>9}{'budget':>9}")
     for name, pairs in figures.items():
         theirs, ours = (statistics.median(side) for side in zip(*pairs, strict=True))

@@ -224,7 +224,7 @@ async def against_the_driver(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--url", default=os.environ.get("KMP_STORAGE_TIMESERIES_URL", ""))
-    parser.add_argument("--project", default="bench")
+    parser.add_argument("--project", default=os.environ.get("KMP_PROJECT", "bench"))
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--flat-rows", type=int, default=10_000_000)
@@ -236,7 +236,7 @@ def main() -> None:
     try:
         asyncio.run(run(options))
     except KmpError as error:
-        print(f"no server that answers ({error}); give another --url", file=sys.stderr)
+        print(f"no server to measure: give --url and --project ({error})", file=sys.stderr)
         return
 
 
