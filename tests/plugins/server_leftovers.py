@@ -65,6 +65,18 @@ async def on_neo4j(server: testbed.Server) -> list[str]:
     return [f"{record['count']} nodes {':'.join(record['labels'])}" for record in answer.records]
 
 
+async def on_kafka(server: testbed.Server) -> list[str]:
+    import kafka_bed
+
+    async with kafka_bed.administrator(server) as administrator:
+        return [
+            *(f"topic {name}" for name in await kafka_bed.topics(administrator)),
+            *(f"group {name}" for name in await kafka_bed.groups(administrator)),
+            *(f"ACL of {acl}" for acl in await kafka_bed.acls(administrator)),
+            *(f"user {name}" for name in await kafka_bed.users(administrator)),
+        ]
+
+
 async def on_s3(server: testbed.Server) -> list[str]:
     import s3_bed
     from kmp_storage.bucket import S3Settings
@@ -85,5 +97,6 @@ ASK: dict[str, Callable[[testbed.Server], Awaitable[list[str]]]] = {
     "redis": on_redis,
     "redis_cluster": on_redis,
     "neo4j": on_neo4j,
+    "kafka": on_kafka,
     "s3": on_s3,
 }

@@ -7,7 +7,6 @@ protocol. Fault tests pause, kill and restart a server here, and reach it throug
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import shlex
@@ -228,21 +227,10 @@ async def s3_ready(server: Server) -> None:
 
 
 async def kafka_ready(server: Server) -> None:
-    from aiokafka.admin import AIOKafkaAdminClient
+    import kafka_bed
 
-    admin = AIOKafkaAdminClient(
-        bootstrap_servers=server.address,
-        security_protocol="SASL_PLAINTEXT",
-        sasl_mechanism="SCRAM-SHA-256",
-        sasl_plain_username="admin",
-        sasl_plain_password=server.password,
-    )
-    try:
-        await admin.start()
-        await admin.describe_cluster()
-    finally:
-        with contextlib.suppress(Exception):
-            await admin.close()
+    async with kafka_bed.administrator(server) as administrator:
+        await administrator.describe_cluster()
 
 
 REDIS_CLUSTER = """

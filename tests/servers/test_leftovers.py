@@ -12,7 +12,11 @@ from typing import Any
 import neo4j as driver
 import pytest
 import redis as client
+from aiokafka import TopicPartition
+from aiokafka.admin import NewTopic
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest, DeleteGroupsRequest
 
+import kafka_bed
 import postgres_bed
 import s3_bed
 import server_leftovers
@@ -21,6 +25,8 @@ import testbed
 from kmp_storage.bucket.provisioning import VersityProvisioner
 
 ROOT = Path(__file__).parents[2]
+TOPIC, LITERAL, READ, ALLOW = 2, 3, 3, 3
+"""As the Kafka protocol numbers them."""
 
 
 def left(server: testbed.Server) -> str:
@@ -80,6 +86,32 @@ async def test_a_bucket_and_an_access_key_are_noticed(s3: testbed.Server) -> Non
         finally:
             await provisioner.deprovision("leftproject", force=True)
     assert "leftproject" not in await asyncio.to_thread(left, s3)
+
+
+async def test_a_topic_a_group_an_entry_and_a_user_are_noticed(kafka: testbed.Server) -> None:
+    import asyncio
+
+    entry = (TOPIC, "lefttopic", LITERAL, "User:leftuser", "*", READ, ALLOW)
+    async with kafka_bed.administrator(kafka) as administrator:
+        await kafka_bed.set_password(administrator, "leftuser", "secret")
+        await administrator.create_topics([NewTopic("lefttopic", 1, 1)])
+        await administrator._send_request(CreateAclsRequest(*entry))
+        async with kafka_bed.consumer(kafka, "leftgroup") as consumer:
+            place = TopicPartition("lefttopic", 0)
+            consumer.assign([place])
+            await consumer.commit({place: 0})
+        try:
+            lines = await asyncio.to_thread(left, kafka)
+            for one in ("topic lefttopic", "group leftgroup", "ACL of User:leftuser on lefttopic", "user leftuser"):
+                assert f"on kafka: {one}" in lines
+            assert "admin" not in lines
+            assert "__consumer_offsets" not in lines
+        finally:
+            await administrator._send_request(DeleteAclsRequest(*entry))
+            await administrator._send_to_controller(DeleteGroupsRequest(["leftgroup"]))
+            await administrator.delete_topics(["lefttopic"])
+            await kafka_bed.remove_user(administrator, "leftuser")
+    assert await asyncio.to_thread(left, kafka) == ""
 
 
 def test_a_server_that_does_not_answer_any_more_is_noticed() -> None:
