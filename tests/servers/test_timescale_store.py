@@ -232,6 +232,17 @@ async def test_many_rows_that_count_once_are_all_or_nothing_over_several_rounds(
         assert store.pool.in_use == 0
 
 
+async def test_a_row_that_is_there_already_may_come_late(access: Access) -> None:
+    rows = [delay(number) for number in range(50_000)]
+    other = rows[3].model_copy(update={"minutes": 7.0})
+    async with store_of(access, chunk_interval="90d") as store:
+        with pytest.raises(Conflict, match="row 45000: "):
+            await store.append_all([*rows[:45_000], other, *rows[45_000:]])
+        assert await store.latest(Delay) == []
+        assert await store.append_all([*rows[:45_000], *rows[:10], *rows[45_000:]]) == 50_000
+        assert [row async for row in store.read(Delay)] == rows
+
+
 async def each(rows: list[Delay]) -> AsyncIterator[Delay]:
     for row in rows:
         yield row

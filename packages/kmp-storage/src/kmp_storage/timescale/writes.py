@@ -1,11 +1,11 @@
-"""The SQL of writing: COPY, rows that count once through a staging table, and rows whose time is over."""
+"""The SQL of writing: COPY, rows that count once, and rows whose time is over."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from kmp_core.deadlines import Timeout
@@ -25,11 +25,11 @@ FEW = 500
 
 _DELETED_AT_ONCE = 20_000
 _MOVED_AT_ONCE = 20_000
-"""Rows that go through the staging table together: enough that its own cost is none, few enough to wait for."""
+"""Rows that count once and go together: enough that the round's own cost is none, few enough to wait for."""
 
 
 def staged(codec: TimescaleCodec[Any], rows: object) -> bool:
-    """Whether rows go through a staging table: those that count once, and those that come as somebody else finds time.
+    """Whether rows may go through a staging table: those that count once, and those that come as somebody finds time.
 
     An insert that made a new chunk keeps all others from that chunk until its transaction ends, so it must be short.
     """
@@ -51,10 +51,59 @@ async def write(
         return await connection.copy(
             codec.series, rows, columns=codec.columns, schema=place.schema, progress=progress, timeout=timeout
         )
+    progress = progress or Progress()
+    new = 0
+    if not isinstance(rows, AsyncIterator):
+        # Most often nothing of it is there yet, and COPY with nothing between is faster than any staging.
+        while batch := list(islice(rows, _MOVED_AT_ONCE)):
+            if not await _copied(connection, place, codec, batch, progress=progress, timeout=timeout):
+                rows = chain(batch, rows)
+                break
+            new += len(batch)
+            first_row += len(batch)
+        else:
+            return new
+    return new + await _write_staged(
+        connection, place, codec, rows, first_row=first_row, progress=progress, timeout=timeout
+    )
+
+
+async def _copied(
+    connection: Connection,
+    place: Place,
+    codec: TimescaleCodec[Any],
+    batch: list[Sequence[Any]],
+    *,
+    progress: Progress,
+    timeout: Timeout,
+) -> bool:
+    """Copy rows that count once straight in; False, and nothing is stored, where one of them is there already."""
+    await connection.execute("SAVEPOINT _kmp_new", timeout=timeout)
+    try:
+        await connection.copy(
+            codec.series, iter(batch), columns=codec.columns, schema=place.schema, progress=progress, timeout=timeout
+        )
+    except Conflict:
+        await connection.execute("ROLLBACK TO SAVEPOINT _kmp_new; RELEASE SAVEPOINT _kmp_new", timeout=timeout)
+        return False
+    await connection.execute("RELEASE SAVEPOINT _kmp_new", timeout=timeout)
+    return True
+
+
+async def _write_staged(
+    connection: Connection,
+    place: Place,
+    codec: TimescaleCodec[Any],
+    rows: Rows,
+    *,
+    first_row: int,
+    progress: Progress,
+    timeout: Timeout,
+) -> int:
+    """Copy rows into a table of their own, and move from there what is new."""
     stage = f"pg_temp.{quoted(f'_kmp_stage_{codec.series}')}"
     like = f"CREATE TEMP TABLE {quoted(f'_kmp_stage_{codec.series}')} (LIKE {place.table(codec.series)}) ON COMMIT DROP"
     await connection.execute(like, timeout=timeout)
-    progress = progress or Progress()
     new = 0
     # Rows that come as somebody else finds time are moved when all are there.
     batch = rows if isinstance(rows, AsyncIterator) else list(islice(rows, _MOVED_AT_ONCE))
