@@ -14,6 +14,8 @@ class Handle:
 
     server: testbed.Server
     after_restart: Callable[[], None] = lambda: None
+    entrance: testbed.Server | None = None
+    """Who is asked where the server is, where that is somebody else."""
 
     @property
     def host(self) -> str:
@@ -21,7 +23,7 @@ class Handle:
 
     @property
     def port(self) -> int:
-        return self.server.port
+        return (self.entrance or self.server).port
 
     def pause(self) -> None:
         self.server.pause()

@@ -135,6 +135,15 @@ async def root_of(cluster: testbed.Server, port: int) -> AsyncIterator[redis.asy
         yield client
 
 
+async def configure(cluster: testbed.Server, options: dict[str, str]) -> None:
+    """Set these at every node, for its restarts too."""
+    for port in cluster.nodes:
+        async with root_of(cluster, port) as client:
+            for option, value in options.items():
+                await client.config_set(option, value)
+            await client.config_rewrite()
+
+
 async def primary_of(cluster: testbed.Server, slot: int, *, asked: int | None = None) -> int:
     """The port of the node that has this slot, as one node says."""
     for port in cluster.nodes if asked is None else [asked]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from bisect import bisect
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import h11
 import neo4j
@@ -13,24 +14,28 @@ import pytest
 from httpcore._async.http11 import AsyncHTTP11Connection, HTTPConnectionState
 from neo4j import GraphDatabase
 from neo4j._async.io._bolt import AsyncBolt
+from redis.crc import key_slot
 
 import fault_beds
 import s3_bed
 import testbed
 from kmp_core.postgres import Connection
 from kmp_core.secrets import Secret
-from kmp_core.testing import FaultyServer, MakeAt, ProviderFaults
+from kmp_core.testing import FaultyServer, MakeAt, ProviderFaults, Wire, WireTls, mark
 from kmp_core.testing.faults import Call
 from kmp_storage.bucket import S3Settings
 from kmp_storage.neo4j import Neo4jSettings, Neo4jStore
 from kmp_storage.redis import RedisCache, RedisSettings
 from kmp_storage.redis.channel import Channel
 from kmp_storage.redis.provisioning import RedisProvisioner
-from kmp_storage.testing.faults import BucketFaults, CacheFaults, GraphFaults, TimeSeriesFaults
+from kmp_storage.testing.faults import BucketFaults, CacheFaults, GraphFaults, TimeSeriesFaults, redis_places
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
 from kmp_storage.timescale.provisioning import Access, TimescaleProvisioner
 from postgres_bed import admin_url
+from redis_bed import configure
+from redis_ways import PRIMARY, Certified
 
+ROOT = "default:{}"
 PASSWORD = Secret("staple-of-the-fault-stage")
 
 
@@ -134,19 +139,11 @@ class TestNeo4jStore(GraphFaults):
         empty()
 
 
-@pytest.fixture(scope="session")
-def durable_redis(servers: object) -> Iterator[testbed.Server]:
-    """A Redis that writes each change to its disk before it answers."""
-    options = ["--appendonly", "yes", "--appendfsync", "always"]
-    recipe = replace(
-        testbed.RECIPES["redis"], command=lambda password: ["redis-server", "--requirepass", password, *options]
-    )
-    server = testbed.start("durable redis", recipe)
-    yield server
-    server.stop()
-
-
 class TestRedisCache(CacheFaults):
+    scheme: ClassVar[str] = "redis"
+    at: ClassVar[str | None] = None
+    """Under which name the server is known; where it listens where None."""
+
     async def test_the_stage_sees_a_connection_that_outlives_its_cancelled_call(
         self, server: FaultyServer, make: MakeAt, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -162,28 +159,104 @@ class TestRedisCache(CacheFaults):
                 discard(channel)
 
     @pytest.fixture
+    def tuned(self) -> Mapping[str, Any]:
+        """Settings of this way to Redis."""
+        return {}
+
+    @pytest.fixture
     def server(self, durable_redis: testbed.Server) -> Iterator[FaultyServer]:
+        with self.has_its_user(durable_redis, f"redis://{ROOT}@{durable_redis.address}") as again:
+            yield fault_beds.Handle(durable_redis, after_restart=again)
+
+    @contextmanager
+    def has_its_user(self, server: testbed.Server, url: str, **settings: Any) -> Iterator[Callable[[], None]]:
+        """Gives a function that provisions the user again: most are started without a file for their users."""
+
         async def administer(*, remove: bool = False) -> None:
-            url = f"redis://default:{durable_redis.password}@{durable_redis.address}"
-            async with RedisProvisioner(url) as administrator:
+            loaded = RedisSettings.load(timeout="10s", connect_timeout="10s", **settings)
+            async with RedisProvisioner(url.format(server.password), settings=loaded) as administrator:
                 if remove:
                     await administrator.deprovision("faulty", force=True)
                 else:
                     await administrator.provision("faulty", password=PASSWORD)
 
         asyncio.run(administer())
-        # It was started without a file for its users.
-        yield fault_beds.Handle(durable_redis, after_restart=lambda: asyncio.run(administer()))
+        yield lambda: asyncio.run(administer())
         asyncio.run(administer(remove=True))
 
     @pytest.fixture
-    def make(self) -> MakeAt:
-        settings = RedisSettings.load(pool_size=self.pool_size, timeout="10s")
+    def make(self, tuned: Mapping[str, Any]) -> MakeAt:
+        settings = RedisSettings.load(pool_size=self.pool_size, timeout="10s", connect_timeout="10s", **tuned)
 
         def make(host: str, port: int) -> RedisCache:
-            return RedisCache(f"redis://faulty:{PASSWORD.reveal()}@{host}:{port}", project="faulty", settings=settings)
+            url = f"{self.scheme}://faulty:{PASSWORD.reveal()}@{self.at or host}:{port}"
+            return RedisCache(url, project="faulty", settings=settings)
 
         return make
+
+
+class TestRedisCacheOverTls(TestRedisCache):
+    scheme = "rediss"
+    at = "localhost"
+    cancellations = 100
+
+    @pytest.fixture
+    def tuned(self, redis_over_tls: Certified) -> Mapping[str, Any]:
+        return {"tls_ca_file": redis_over_tls.authority}
+
+    @pytest.fixture
+    def server(self, redis_over_tls: Certified) -> Iterator[FaultyServer]:
+        self.tls = WireTls(redis_over_tls.shown, redis_over_tls.trusted)
+        server, url = redis_over_tls.server, f"rediss://{ROOT}@localhost:{redis_over_tls.server.port}"
+        with self.has_its_user(server, url, tls_ca_file=redis_over_tls.authority) as again:
+            yield fault_beds.Handle(server, after_restart=again)
+
+    def wire(self, server: FaultyServer) -> Wire:
+        return Wire(server.host, server.port, tls=self.tls)
+
+
+class TestRedisCacheBehindASentinel(TestRedisCache):
+    """The Sentinel names the same server however long that is away: what is lost in a failover nobody promises."""
+
+    cancellations = 100
+    most_connections = 20  # each new one asks the Sentinel first, on another one
+
+    @pytest.fixture
+    def tuned(self, redis_sentinel: testbed.Server) -> Mapping[str, Any]:
+        return {"sentinel": PRIMARY, "sentinel_password": redis_sentinel.password}
+
+    @pytest.fixture
+    def server(self, durable_redis: testbed.Server, redis_sentinel: testbed.Server) -> Iterator[FaultyServer]:
+        self.primary = (testbed.LOOPBACK, durable_redis.port)
+        with self.has_its_user(durable_redis, f"redis://{ROOT}@{durable_redis.address}") as again:
+            yield fault_beds.Handle(durable_redis, after_restart=again, entrance=redis_sentinel)
+
+    def wire(self, server: FaultyServer) -> Wire:
+        return Wire(server.host, server.port, self.primary, translate=redis_places)
+
+
+class TestRedisClusterCache(TestRedisCache):
+    """All nodes are hurt at once; no replica takes over, since it may lack what its primary acknowledged."""
+
+    scheme = "redis+cluster"
+    cancellations = 100
+    most_connections = 3 * CacheFaults.pool_size + 1  # with each primary, and one that asks for the map
+
+    def line(self, number: int) -> object:
+        return bisect([5461, 10923], key_slot(f"faulty:v:{{.{mark(number)}}}".encode()))  # as three nodes share them
+
+    @pytest.fixture
+    def server(self, redis_cluster: testbed.Server) -> Iterator[FaultyServer]:
+        self.others = [(testbed.LOOPBACK, port) for port in redis_cluster.nodes[1:]]
+        durable = {"appendonly": "yes", "appendfsync": "always", "cluster-replica-no-failover": "yes"}
+        usual = {"appendonly": "no", "appendfsync": "everysec", "cluster-replica-no-failover": "no"}
+        asyncio.run(configure(redis_cluster, durable))
+        with self.has_its_user(redis_cluster, f"redis+cluster://{ROOT}@{redis_cluster.address}"):
+            yield fault_beds.Handle(redis_cluster)
+        asyncio.run(configure(redis_cluster, usual))
+
+    def wire(self, server: FaultyServer) -> Wire:
+        return Wire(server.host, server.port, *self.others, translate=redis_places)
 
 
 class TestS3Bucket(BucketFaults):

@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -16,14 +17,16 @@ import s3_bed
 import testbed
 from kmp_core.secrets import Secret
 from kmp_storage.bucket.provisioning import VersityProvisioner
+from kmp_storage.redis import RedisSettings
 from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.leaks import LeakTest, Login
 from kmp_storage.testing.leaks.neo4j import Neo4jLeaks
-from kmp_storage.testing.leaks.redis import RedisLeaks
+from kmp_storage.testing.leaks.redis import RedisClusterLeaks, RedisLeaks
 from kmp_storage.testing.leaks.s3 import S3Leaks
 from kmp_storage.testing.leaks.timescale import TimescaleLeaks
 from kmp_storage.timescale.provisioning import Access, Placement, TimescaleProvisioner
 from postgres_bed import admin, admin_url
+from redis_ways import Certified
 
 
 async def sees(kind: str, what: str, suite: LeakTest, victim: Login, neighbour: Login) -> None:
@@ -133,20 +136,7 @@ class TestPlainPostgresDatabase(_Timescale):
 # Redis
 
 
-class TestRedisUser(RedisLeaks):
-    @pytest.fixture
-    async def logins(self, redis_server: testbed.Server) -> AsyncIterator[dict[str, Login]]:
-        url = f"redis://default:{redis_server.password}@{redis_server.address}"
-        async with RedisProvisioner(url) as operator:
-            made = {}
-            for name in ("leak", "leak2"):
-                password = secrets.token_hex(8)
-                await operator.provision(name, password=Secret(password))
-                made[name] = Login(testbed.LOOPBACK, redis_server.port, name, password, f"{name}:")
-            yield made
-            for name in made:
-                await operator.deprovision(name, force=True)
-
+class _Redis(RedisLeaks):
     @pytest.fixture
     def victim(self, logins: dict[str, Login]) -> Login:
         return logins["leak2"]
@@ -154,6 +144,27 @@ class TestRedisUser(RedisLeaks):
     @pytest.fixture
     def neighbour(self, logins: dict[str, Login]) -> Login:
         return logins["leak"]
+
+
+@asynccontextmanager
+async def redis_logins(url: str, host: str, port: int, **settings: Any) -> AsyncIterator[dict[str, Login]]:
+    async with RedisProvisioner(url, settings=RedisSettings.load(**settings)) as operator:
+        made = {}
+        for name in ("leak", "leak2"):
+            password = secrets.token_hex(8)
+            await operator.provision(name, password=Secret(password))
+            made[name] = Login(host, port, name, password, f"{name}:")
+        yield made
+        for name in made:
+            await operator.deprovision(name, force=True)
+
+
+class TestRedisUser(_Redis):
+    @pytest.fixture
+    async def logins(self, redis_server: testbed.Server) -> AsyncIterator[dict[str, Login]]:
+        url = f"redis://default:{redis_server.password}@{redis_server.address}"
+        async with redis_logins(url, testbed.LOOPBACK, redis_server.port) as made:
+            yield made
 
     GUARDS: ClassVar = {
         "all keys": (("allkeys",), {"read": "GET", "write": "SET"}),
@@ -177,6 +188,76 @@ class TestRedisUser(RedisLeaks):
                     await sees(kind, what, self, victim, neighbour)
             finally:
                 await root.execute_command("ACL", "DELUSER", "mine")  # whom a neighbour with all commands makes
+
+
+class TestRedisUserOverTls(_Redis):
+    @pytest.fixture
+    async def logins(self, redis_over_tls: Certified) -> AsyncIterator[dict[str, Login]]:
+        server, self.tls_ca_file = redis_over_tls.server, str(redis_over_tls.authority)
+        url = f"rediss://default:{server.password}@localhost:{server.port}"
+        async with redis_logins(url, "localhost", server.port, tls_ca_file=redis_over_tls.authority) as made:
+            yield made
+
+    async def test_it_sees_all_keys(self, victim: Login, neighbour: Login, redis_over_tls: Certified) -> None:
+        root = replace(neighbour, user="default", password=redis_over_tls.server.password)
+        await self._command(root, "ACL", "SETUSER", neighbour.user, "allkeys")
+        await sees("read", "GET", self, victim, neighbour)
+
+
+class TestRedisUserBehindASentinel(_Redis):
+    """A project's login is tried at the Sentinel too, which knows it no more than anybody else's."""
+
+    @pytest.fixture
+    async def logins(
+        self, durable_redis: testbed.Server, redis_sentinel: testbed.Server
+    ) -> AsyncIterator[dict[str, Login]]:
+        self.sentinel = redis_sentinel
+        url = f"redis://default:{durable_redis.password}@{durable_redis.address}"
+        async with redis_logins(url, testbed.LOOPBACK, durable_redis.port) as made:
+            yield made
+
+    def nodes(self, login: Login) -> list[Login]:
+        return [login, replace(login, port=self.sentinel.port)]
+
+    async def test_it_sees_a_sentinel_that_knows_the_projects_login(
+        self, victim: Login, neighbour: Login, redis_sentinel: testbed.Server
+    ) -> None:
+        async with redis.asyncio.Redis(port=redis_sentinel.port, password=redis_sentinel.password) as root:
+            user = ("ACL", "SETUSER", neighbour.user)
+            await root.execute_command(*user, "on", f">{neighbour.password}", "+@all")
+            try:
+                await sees("browse", f"CLIENT LIST at 127.0.0.1:{redis_sentinel.port}", self, victim, neighbour)
+            finally:
+                await root.execute_command("ACL", "DELUSER", neighbour.user)
+
+
+class TestRedisClusterUser(RedisClusterLeaks, _Redis):
+    @pytest.fixture
+    async def logins(self, redis_cluster: testbed.Server) -> AsyncIterator[dict[str, Login]]:
+        self.ports = redis_cluster.nodes
+        url = f"redis+cluster://default:{redis_cluster.password}@{redis_cluster.address}"
+        async with redis_logins(url, testbed.LOOPBACK, redis_cluster.port) as made:
+            yield made
+
+    def nodes(self, login: Login) -> list[Login]:
+        return [replace(login, port=port) for port in self.ports]
+
+    @pytest.mark.parametrize(
+        ("rules", "kind", "what"),
+        [
+            (("allkeys",), "read", "GET"),
+            (("allchannels",), "read", "SUBSCRIBE"),
+            (("+cluster",), "browse", "CLUSTER NODES"),
+            (("+cluster|failover",), "widen", "CLUSTER FAILOVER"),
+        ],
+    )
+    async def test_it_sees_a_guard_that_one_node_lacks(
+        self, victim: Login, neighbour: Login, redis_cluster: testbed.Server, rules: tuple[str], kind: str, what: str
+    ) -> None:
+        port = redis_cluster.nodes[-1]
+        async with redis.asyncio.Redis(port=port, password=redis_cluster.password) as root:
+            await root.execute_command("ACL", "SETUSER", neighbour.user, *rules)
+        await sees(kind, f"{what}[^,]* at 127.0.0.1:{port}", self, victim, neighbour)
 
 
 # Neo4j

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import images
 import pytest
 import redis.asyncio as bare
 
@@ -18,6 +16,7 @@ from kmp_core.secrets import Secret
 from kmp_storage.redis import RedisCache, RedisSettings
 from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
+from redis_ways import on_the_host, sentinel
 
 WORD = "sentinel-test"
 
@@ -29,37 +28,19 @@ class Watched:
     sentinel: testbed.Server
 
 
-def launch(name: str, port: int, command: list[str]) -> testbed.Server:
-    """A container on the host's own network: Sentinels hand out the addresses that they themselves connect to."""
-    from testcontainers.core.container import DockerContainer
-
-    container = DockerContainer(images.have("redis"), command=command)
-    container.with_kwargs(labels={testbed.LABEL: str(os.getpid())}, network_mode="host")
-    container.start()
-    return testbed.Server(name, port, WORD, container, testbed.redis_ready)
-
-
 @pytest.fixture
 def watched(servers: Any) -> Iterator[Watched]:
-    first, second, third = (testbed.free_port() for _ in range(3))
+    first, second = (testbed.free_port() for _ in range(2))
     common = ["redis-server", "--bind", "127.0.0.1", "--requirepass", WORD, "--masterauth", WORD, "--port"]
-    lines = [
-        f"port {third}",
-        "bind 127.0.0.1",
-        f"requirepass {WORD}",
-        f"sentinel monitor primary 127.0.0.1 {first} 1",
-        f"sentinel auth-pass primary {WORD}",
-        "sentinel down-after-milliseconds primary 700",
-        "sentinel failover-timeout primary 2000",
-    ]
-    script = f"printf '%s\\n' {' '.join(repr(line) for line in lines)} > /tmp/s.conf; exec redis-sentinel /tmp/s.conf"
+    soon = ("down-after-milliseconds {} 700", "failover-timeout {} 2000")
     started = []
     try:
-        started.append(launch("primary", first, [*common, str(first)]))
+        started.append(on_the_host("primary", first, WORD, [*common, str(first)]))
         started[0].wait_ready()
-        started.append(launch("replica", second, [*common, str(second), "--replicaof", "127.0.0.1", str(first)]))
+        replica = [*common, str(second), "--replicaof", "127.0.0.1", str(first)]
+        started.append(on_the_host("replica", second, WORD, replica))
         started[1].wait_ready()
-        started.append(launch("sentinel", third, ["sh", "-c", script]))
+        started.append(sentinel(started[0], WORD, *soon))
         started[2].wait_ready()
         yield Watched(*started)
     finally:
@@ -81,12 +62,12 @@ async def test_a_failover_is_followed(watched: Watched) -> None:
     async with RedisCache(url, project="flights", settings=settings) as cache:
         assert await cache.set("key", b"before")
         async with (
-            bare.Redis(port=watched.sentinel.port, password=WORD) as sentinel,
+            bare.Redis(port=watched.sentinel.port, password=WORD) as asked,
             bare.Redis(port=watched.replica.port, password=WORD) as replica,
         ):
 
             async def replicated() -> bool:
-                known = await sentinel.execute_command("SENTINEL", "REPLICAS", "primary")
+                known = await asked.execute_command("SENTINEL", "REPLICAS", "primary")
                 return bool(known) and await replica.get("flights:v:{.key}") is not None
 
             await eventually(replicated, within=30)
@@ -101,10 +82,10 @@ async def test_a_failover_is_followed(watched: Watched) -> None:
         assert await cache.get("again") == b"after"
 
 
-async def test_a_primary_that_nobody_knows_is_unavailable(watched: Watched) -> None:
-    settings = RedisSettings.load(sentinel="stranger", sentinel_password=WORD, outage="error")
+async def test_a_primary_that_nobody_knows_is_unavailable(redis_sentinel: testbed.Server) -> None:
+    settings = RedisSettings.load(sentinel="stranger", sentinel_password=redis_sentinel.password, outage="error")
     with pytest.raises(Unavailable, match="stranger"):
-        await RedisCache(f"redis://{watched.sentinel.address}", project="flights", settings=settings).open()
+        await RedisCache(f"redis://{redis_sentinel.address}", project="flights", settings=settings).open()
 
 
 def test_several_servers_without_the_name_of_their_primary_are_refused() -> None:

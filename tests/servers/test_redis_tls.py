@@ -3,62 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import ssl
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import redis.asyncio as bare
 
-import testbed
-from certificates import certificate, pem
 from kmp_core.errors import ConfigurationError, Unavailable
 from kmp_storage.redis import RedisCache, RedisSettings
 from kmp_storage.testing.cache import eventually
+from redis_ways import Certified
 
 
-@dataclass
-class Certified:
-    server: testbed.Server
-    authority: Path
-    stranger: Path
-
-
-@pytest.fixture(scope="module")
-def certified(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certified]:
-    """A Redis that speaks TLS only, as `localhost`."""
-    directory = tmp_path_factory.mktemp("tls")
-    authority, authority_key = certificate("our authority")
-    leaf, leaf_key = certificate("localhost", authority, authority_key)
-    (directory / "authority.pem").write_bytes(pem(authority))
-    (directory / "stranger.pem").write_bytes(pem(certificate("another authority")[0]))
-    files = {"leaf": pem(leaf), "key": pem(leaf_key), "authority": pem(authority)}
-    writes = "; ".join(
-        f"echo {base64.b64encode(content).decode()} | base64 -d > /tmp/{name}.pem" for name, content in files.items()
-    )
-    options = "--port 0 --tls-port 6379 --tls-auth-clients no --protected-mode no --bind '*'"
-    tls = "--tls-cert-file /tmp/leaf.pem --tls-key-file /tmp/key.pem --tls-ca-cert-file /tmp/authority.pem"
-
-    async def ready(server: testbed.Server) -> None:
-        async with bare.Redis(
-            host="localhost",
-            port=server.port,
-            password=server.password,
-            ssl=True,
-            ssl_ca_certs=str(directory / "authority.pem"),
-        ) as client:
-            await client.ping()
-
-    def command(password: str) -> list[str]:
-        return ["sh", "-c", f"{writes}; exec redis-server {options} {tls} --requirepass {password}"]
-
-    recipe = replace(testbed.RECIPES["redis"], command=command, ready=ready)
-    server = testbed.start("redis with TLS", recipe)
-    yield Certified(server, directory / "authority.pem", directory / "stranger.pem")
-    server.stop()
+@pytest.fixture
+def certified(redis_over_tls: Certified) -> Certified:
+    return redis_over_tls
 
 
 def cache_at(certified: Certified, *, host: str = "localhost", scheme: str = "rediss", **settings: Any) -> RedisCache:

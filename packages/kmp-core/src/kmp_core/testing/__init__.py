@@ -20,7 +20,7 @@ from kmp_core.testing.contract import Make, ProviderContract, fork
 from kmp_core.testing.faults import FaultyServer, MakeAt, ProviderFaults
 from kmp_core.testing.isolation import IsolatedEnvironment, ManualClock
 from kmp_core.testing.telemetry import Point, RecordedSpan, Recorder
-from kmp_core.testing.wire import Wire, mark
+from kmp_core.testing.wire import Wire, WireTls, mark
 
 __all__ = [
     "FaultyServer",
@@ -34,6 +34,7 @@ __all__ = [
     "RecordedSpan",
     "Recorder",
     "Wire",
+    "WireTls",
     "fork",
     "mark",
 ]

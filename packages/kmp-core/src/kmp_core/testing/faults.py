@@ -69,7 +69,8 @@ class MakeAt(Protocol):
 class ProviderFaults:
     """What every provider on a server promises. A capability's class fills in `write`, `read` and `calls`.
 
-    The connections are not encrypted and not compressed, so that the stage sees which of them carries what.
+    The connections are not compressed, and not encrypted unless `wire` can read them, so that the stage sees which of
+    them carries what.
     """
 
     capability: ClassVar[Any]
@@ -96,6 +97,14 @@ class ProviderFaults:
         """The provider under test; override this fixture."""
         raise NotImplementedError("define a fixture `make` that returns a factory of your provider at (host, port)")
 
+    def wire(self, server: FaultyServer) -> Wire:
+        """The way to the server. Override it where that is more than one place, or encrypted."""
+        return Wire(server.host, server.port)
+
+    def line(self, number: int) -> object:
+        """Who waits in one line: callers are served in order within it. Override it where there are several pools."""
+        return None
+
     async def write(self, provider: Any, number: int) -> None:
         """Store the number under `mark(number)`; an error, or the server has acknowledged it."""
         raise NotImplementedError
@@ -118,7 +127,7 @@ class ProviderFaults:
     async def test_every_call_ends_in_time_behind_a_black_hole(
         self, server: FaultyServer, make: MakeAt, swallowed: Literal["answers", "requests", "connections"]
     ) -> None:
-        async with Wire(server.host, server.port) as wire, AsyncExitStack() as stack:
+        async with self.wire(server) as wire, AsyncExitStack() as stack:
 
             async def opened() -> Any:
                 return await stack.enter_async_context(make(wire.host, wire.port))
@@ -136,7 +145,7 @@ class ProviderFaults:
         assert {name: seconds for name, seconds in late.items() if seconds > SLACK_SECONDS} == {}, "ended too late"
 
     async def test_close_is_bounded_with_the_server_gone(self, server: FaultyServer, make: MakeAt) -> None:
-        async with Wire(server.host, server.port) as wire:
+        async with self.wire(server) as wire:
             provider = make(wire.host, wire.port)
             await provider.open()
             await self.write(provider, 0)
@@ -181,7 +190,7 @@ class ProviderFaults:
             if answer != number:
                 wrong.append((number, answer))
 
-        async with Wire(server.host, server.port) as wire, make(wire.host, wire.port) as provider:
+        async with self.wire(server) as wire, make(wire.host, wire.port) as provider:
             for number in range(_STORED):
                 await self.write(provider, number)
             wire.slow(0.005)
@@ -200,7 +209,7 @@ class ProviderFaults:
         self, server: FaultyServer, make: MakeAt
     ) -> None:
         served: list[int] = []
-        async with Wire(server.host, server.port) as wire, make(wire.host, wire.port) as provider:
+        async with self.wire(server) as wire, make(wire.host, wire.port) as provider:
             for number in range(_STORED):
                 await self.write(provider, number)
             wire.slow(0.002)
@@ -221,8 +230,10 @@ class ProviderFaults:
         assert wire.most_links <= (self.most_connections or wire.most_links), f"{wire.most_links} connections at once"
         assert served, "nobody was served"
         # Nobody is overtaken by more than those who are served beside them.
-        ranks = {place: rank for rank, place in enumerate(sorted(served))}
-        overtaken = max(abs(ranks[place] - position) for position, place in enumerate(served))
+        lines: dict[object, list[int]] = {}
+        for place in served:
+            lines.setdefault(self.line(place % (_STORED // 2) * 2), []).append(place)
+        overtaken = max(map(_most_overtaken, lines.values()))
         assert overtaken < 10 * self.pool_size, f"somebody was overtaken by {overtaken} callers"
 
     # The server's death
@@ -233,7 +244,7 @@ class ProviderFaults:
     ) -> None:
         from kmp_core.service import Service
 
-        async with Wire(server.host, server.port) as wire:
+        async with self.wire(server) as wire:
             service = Service("faults", project="acme")
             service.replace(self.capability).by(make(wire.host, wire.port))
             async with service.lifespan():
@@ -322,6 +333,12 @@ async def lateness(calls: Mapping[str, Call], seconds: float) -> dict[str, float
     async with Heart() as heart:
         await asyncio.gather(*(timed(name, call) for name, call in calls.items()))
     return {name: ended - due - heart.stalled(due, ended) for name, (due, ended) in spans.items()}
+
+
+def _most_overtaken(served: list[int]) -> int:
+    """By how many places somebody was served later, or earlier, than those who came in this order."""
+    ranks = {place: rank for rank, place in enumerate(sorted(served))}
+    return max(abs(ranks[place] - position) for position, place in enumerate(served))
 
 
 async def _within(seconds: float, condition: Callable[[], Awaitable[bool]], otherwise: str) -> None:

@@ -14,11 +14,18 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import ssl
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
-__all__ = ["Heart", "Wire", "mark"]
+__all__ = ["Heart", "Translate", "Wire", "WireTls", "mark"]
+
+Translate = Callable[[bytes, Mapping[int, int]], bytes]
+"""What a server says, with the wire's ports in place of those that it says are its own."""
 
 _MARK = re.compile(rb"ask(\d{6})")
 _MARK_BYTES = 9
@@ -28,6 +35,16 @@ _HELD_SECONDS = 1.0
 def mark(number: int) -> str:
     """The name under which a question travels, so that a `Wire` recognises it on its way."""
     return f"ask{number:06d}"
+
+
+@dataclass(frozen=True)
+class WireTls:
+    """How a wire reads what is encrypted: it is the server to the provider, and the provider to the server."""
+
+    shown: ssl.SSLContext
+    """With the certificate that the provider gets to see."""
+    trusted: ssl.SSLContext
+    """With which the wire connects to the server."""
 
 
 class _Link:
@@ -54,15 +71,28 @@ class _Link:
 
 
 class Wire:
-    """A proxy on 127.0.0.1 before one server."""
+    """A proxy on 127.0.0.1 before one server, or before `others` too, which are reached where the first one says.
+
+    `translate` has them say the wire's own ports then. With `tls` the server speaks it, and so does the wire.
+    """
 
     host = "127.0.0.1"
 
-    def __init__(self, host: str, port: int) -> None:
-        self._upstream = (host, port)
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *others: tuple[str, int],
+        tls: WireTls | None = None,
+        translate: Translate | None = None,
+    ) -> None:
+        self._upstreams = dict.fromkeys(((host, port), *others), 0)
+        self._tls = tls
+        self._translate = translate
+        self._ports: dict[int, int] = {}
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._delay = 0.0
         self._passes = {"requests": asyncio.Event(), "answers": asyncio.Event()}
         self._expected: dict[int, asyncio.Future[None]] = {}
@@ -104,9 +134,9 @@ class Wire:
 
     async def cut(self) -> None:
         """Cut every connection and refuse new ones, until `heal`."""
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
         self.drop()
         while self._links:  # noqa: ASYNC110 - they end within a turn or two
             await asyncio.sleep(0)
@@ -116,7 +146,7 @@ class Wire:
         self._delay = 0.0
         for event in self._passes.values():
             event.set()
-        if self._listener is None:
+        if not self._listeners:
             await self._listen()
 
     # What travels
@@ -134,10 +164,15 @@ class Wire:
         return bool(met)
 
     async def _listen(self) -> None:
-        self._listener = await asyncio.start_server(self._carry, self.host, self.port)
-        self.port = self._listener.sockets[0].getsockname()[1]
+        for upstream, port in self._upstreams.items():
+            listener = await asyncio.start_server(partial(self._carry, upstream), self.host, port)
+            self._listeners.append(listener)
+            self._upstreams[upstream] = self._ports[upstream[1]] = listener.sockets[0].getsockname()[1]
+        self.port = next(iter(self._upstreams.values()))
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(
+        self, upstream: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -147,13 +182,27 @@ class Wire:
         self.most_links = max(self.most_links, len(self._links))
         try:
             with suppress(OSError):
-                answers, link.server = await asyncio.open_connection(*self._upstream)
+                trusted = await self._shake_hands(writer)
+                answers, link.server = await asyncio.open_connection(*upstream, ssl=trusted)
                 for end in (writer, link.server):
                     end.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 await self._both_ways(link, reader, answers)
         finally:
             link.abort()
             self._links.discard(link)
+
+    async def _shake_hands(self, writer: asyncio.StreamWriter) -> ssl.SSLContext | None:
+        if self._tls is None:
+            return None
+        transport = writer.transport
+        assert isinstance(transport, asyncio.ReadTransport)
+        transport.pause_reading()  # before the first word, which is not for the stream
+        while not all(passes.is_set() for passes in self._passes.values()):
+            await asyncio.sleep(0.005)
+            if transport.is_closing():
+                raise ConnectionAbortedError
+        await writer.start_tls(self._tls.shown)
+        return self._tls.trusted
 
     async def _both_ways(self, link: _Link, requests: asyncio.StreamReader, answers: asyncio.StreamReader) -> None:
         ways = {asyncio.create_task(self._forward(link, requests)), asyncio.create_task(self._back(link, answers))}
@@ -182,7 +231,7 @@ class Wire:
                 await asyncio.sleep(_HELD_SECONDS)
             await self._passes["answers"].wait()
             link.answered = True
-            link.client.write(data)
+            link.client.write(data if self._translate is None else self._translate(data, self._ports))
             await link.client.drain()
 
     def _sent(self, link: _Link, number: int) -> None:

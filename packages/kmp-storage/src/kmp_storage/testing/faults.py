@@ -14,6 +14,7 @@ class TestMyCacheFaults(CacheFaults):
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
@@ -25,9 +26,13 @@ from kmp_storage.protocols import Bucket, Cache, GraphStore, TimeSeriesStore
 from kmp_storage.testing.graph import City, Flies
 from kmp_storage.testing.timeseries import Flight, Reading
 
-__all__ = ["BucketFaults", "CacheFaults", "GraphFaults", "TimeSeriesFaults"]
+__all__ = ["BucketFaults", "CacheFaults", "GraphFaults", "TimeSeriesFaults", "redis_places"]
 
 Calls = Mapping[str, Callable[[], Awaitable[object]]]
+
+_REDIS_NODE = re.compile(rb"(\$\d+\r\n127\.0\.0\.1\r\n:)(\d+)\r\n")
+_REDIS_PRIMARY = re.compile(rb"(\$\d+\r\n127\.0\.0\.1\r\n)\$\d+\r\n(\d+)\r\n")
+_REDIS_ELSEWHERE = re.compile(rb"(-(?:MOVED|ASK) \d+ 127\.0\.0\.1:)(\d+)\r\n")
 
 _START = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -147,6 +152,17 @@ class BucketFaults(ProviderFaults):
             "copy": lambda: bucket.copy("key", "copy", timeout=seconds),
             "delete": lambda: bucket.delete("key", timeout=seconds),
         }
+
+
+def redis_places(said: bytes, ports: Mapping[int, int]) -> bytes:
+    """What the nodes of a Redis Cluster at 127.0.0.1, or Sentinels, say of where to go on: `translate` of a `Wire`."""
+
+    def there(found: re.Match[bytes]) -> bytes:
+        return b"%d" % ports.get(int(found[2]), int(found[2]))
+
+    said = _REDIS_NODE.sub(lambda found: found[1] + there(found) + b"\r\n", said)
+    said = _REDIS_ELSEWHERE.sub(lambda found: found[1] + there(found) + b"\r\n", said)
+    return _REDIS_PRIMARY.sub(lambda found: b"%s$%d\r\n%s\r\n" % (found[1], len(there(found)), there(found)), said)
 
 
 async def _all(items: AsyncIterator[object]) -> None:
