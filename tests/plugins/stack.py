@@ -68,6 +68,8 @@ def start() -> int:
             servers, variables = running
             print("# running already; `python3 dev.py servers --stop` removes them", file=sys.stderr)
     print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items()))
+    for name, url in administrators(servers).items():
+        print(f"# administrator of {name}, for provisioning and never for a service: {url}")
     kafka = servers["kafka"]
     print("# Kafka, which no provider speaks to yet: SASL_PLAINTEXT, SCRAM-SHA-256, user admin")
     print(f"# {kafka.address} password {kafka.password}")
