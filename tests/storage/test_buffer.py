@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kmp_core.errors import InvalidInput, LifecycleError, Unavailable
+from kmp_core.errors import DeadlineExceeded, InvalidInput, LifecycleError, Unavailable
 from kmp_storage.buffer import BufferedWriter
 from kmp_storage.embedded.timeseries import SqliteTimeSeriesStore
 from kmp_storage.models import Measurement
@@ -124,3 +124,69 @@ async def test_a_cancelled_caller_takes_nothing_back(store: Counting) -> None:
         await asyncio.gather(call, return_exceptions=True)
         store.may_go.set()
     assert await numbers(store) == [1]
+
+
+async def turns() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_flush_waits_for_what_is_being_stored(store: Counting) -> None:
+    store.may_go.clear()
+    async with BufferedWriter(store, rows=1) as writer:
+        receipt = await writer.submit(sample(1))
+        await turns()
+        assert store.calls == [1]
+        flushing = asyncio.ensure_future(writer.flush())
+        await turns()
+        assert not flushing.done()
+        store.may_go.set()
+        await flushing
+        assert receipt.done()
+
+
+async def test_what_a_receipt_told_is_not_told_again(store: Counting) -> None:
+    store.failure = Unavailable("gone")
+    async with BufferedWriter(store, rows=1) as writer:
+        receipt = await writer.submit(sample(1))
+        with pytest.raises(Unavailable):
+            await receipt
+        await writer.flush()
+        assert writer.not_stored == (sample(1),)
+
+
+async def test_failures_that_nobody_looks_at_stay_few_and_are_told_at_the_end(store: Counting) -> None:
+    store.failure = Unavailable("gone")
+    with pytest.raises(Unavailable) as lost:
+        async with BufferedWriter(store, rows=5, age="1ms") as writer:
+            await writer.submit(sample(0))
+            for number in range(1, 100):
+                with pytest.raises(Unavailable):
+                    await (await writer.submit(sample(number)))
+            assert len(writer.not_stored) == 10
+    assert lost.value.__notes__ == ["1 rows that were handed to the buffered writer were not stored"]
+
+
+async def test_a_wrong_row_is_found_in_few_calls(store: Counting) -> None:
+    wrong = sample(700).model_copy(update={"number": "two"})
+    async with BufferedWriter(store, age="60s") as writer:
+        receipts = [await writer.submit(wrong if number == 700 else sample(number)) for number in range(1000)]
+        with pytest.raises(InvalidInput):
+            await writer.flush()
+        assert all(receipt.done() for receipt in receipts)
+    assert len(await numbers(store)) == 999
+    assert len(store.calls) <= 2 * 10 + 1
+
+
+async def test_nobody_waits_for_a_writer_that_ended(store: Counting) -> None:
+    async with BufferedWriter(store, rows=1, age="1ms") as writer:
+        store.may_go.clear()
+        handing = [asyncio.ensure_future(writer.append(sample(number))) for number in range(9)]
+        await turns()
+        assert writer._writer is not None
+        writer._writer.cancel()
+        store.may_go.set()
+        outcomes = await asyncio.wait_for(asyncio.gather(*handing, return_exceptions=True), 5)
+        assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded, LifecycleError}
+        with pytest.raises(LifecycleError):
+            await writer.append(sample(9))
