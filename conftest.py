@@ -1,3 +1,3 @@
 """The project's own pytest plugins, one concern each, from `tests/plugins`."""
 
-pytest_plugins = ["fences", "leftovers", "profiles", "redis_ways", "servers", "skips", "skyline_bed"]
+pytest_plugins = ["fences", "leftovers", "profiles", "redis_ways", "servers", "skips", "skyline_bed", "thief"]

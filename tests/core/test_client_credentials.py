@@ -78,6 +78,14 @@ async def test_service_to_service_over_two_other_processes(
                     await delays.get("/whoami")
 
 
+async def test_the_environment_neither_takes_nor_replaces_the_secret(
+    served: dict[str, Any], thief: list[bytes]
+) -> None:
+    async with credentials(served) as tokens:
+        assert await verifier(served, "delays").verify(await tokens.token("delays"))
+    assert thief == []
+
+
 class Authority(httpx.AsyncBaseTransport):
     """Counts what is asked, and answers as a test wants."""
 
@@ -85,11 +93,15 @@ class Authority(httpx.AsyncBaseTransport):
         self.answers = list(answers)
         self.delay = delay
         self.asked: list[str] = []
+        self.was_asked, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.may_answer.set()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         form = parse_qs((await request.aread()).decode())
         self.asked.append(form["audience"][0])
+        self.was_asked.set()
         number = len(self.asked)
+        await self.may_answer.wait()
         await asyncio.sleep(self.delay)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
@@ -205,12 +217,15 @@ async def test_fetch_has_a_deadline() -> None:
 
 
 async def test_one_caller_that_gives_up_does_not_end_the_fetch_for_the_others() -> None:
-    authority = Authority({}, delay=0.05)
+    authority = Authority({})
+    authority.may_answer.clear()
     async with scripted(authority) as tokens:
         first = asyncio.create_task(tokens.token("a"))
         second = asyncio.create_task(tokens.token("a"))
-        await asyncio.sleep(0.01)
+        await authority.was_asked.wait()
         first.cancel()
+        await asyncio.sleep(0)
+        authority.may_answer.set()
         assert await second == "t1"
         with pytest.raises(asyncio.CancelledError):
             await first
@@ -281,10 +296,11 @@ async def test_source_is_used_between_open_and_close_only() -> None:
 
 
 async def test_close_ends_a_fetch_under_way() -> None:
-    tokens = scripted(Authority({}, delay=60), timeout="60s")
+    authority = Authority({}, delay=60)
+    tokens = scripted(authority, timeout="60s")
     await tokens.open()
     waiting = asyncio.create_task(tokens.token("a"))
-    await asyncio.sleep(0.01)
+    await authority.was_asked.wait()
     await tokens.close()
     with pytest.raises((asyncio.CancelledError, KmpError)):
         await waiting

@@ -327,12 +327,14 @@ def test_a_second_sigterm_before_run_ends_at_once(start):
 def test_a_handler_of_the_program_for_sigterm_stays(start):
     process = start(
         """
-        signal.signal(signal.SIGTERM, lambda *_: say("mine"))
+        heard = []
+        signal.signal(signal.SIGTERM, lambda *_: heard.append(say("mine")))
         async def main():
             async with Service("delays") as service:
                 await service.get(Store)
                 say("opened")
-                await asyncio.sleep(1)
+                while not heard:
+                    await asyncio.sleep(0.01)
         kmp_core.run(main)
         """
     )

@@ -168,9 +168,12 @@ async def test_a_cancellation_while_the_deadline_is_being_enforced_is_not_lost(p
         release.wait(30)  # hears no interrupt
 
     async with opened(path) as database:
-        task = asyncio.create_task(database.write(stubborn, timeout="10ms"))
-        await asyncio.to_thread(begun.wait)
-        await asyncio.sleep(0.05)  # the time is over by now, and the work is being interrupted in vain
+        task = asyncio.create_task(database.write(stubborn, timeout="500ms"))
+        assert await asyncio.to_thread(begun.wait, 30)
+        (running,) = database._jobs._running
+        async with asyncio.timeout(30):
+            while not running.job._abandoned:  # noqa: ASYNC110 - until the work is being interrupted, in vain
+                await asyncio.sleep(0.001)
         task.cancel()
         await asyncio.sleep(0)
         release.set()
@@ -210,7 +213,9 @@ async def test_a_stream_that_is_left_early_or_cancelled_gives_its_connection_bac
 async def test_closing_interrupts_what_is_running_and_tells_its_caller(path):
     async with opened(path) as database:
         calls = [asyncio.create_task(database.write(lambda c: c.execute(ENDLESS))) for _ in range(3)]
-        await asyncio.sleep(0.02)
+        async with asyncio.timeout(30):
+            while not any(running.job._connection for running in database._jobs._running):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
         async with deadline("10s"):
             await database.close()
         outcomes = await asyncio.gather(*calls, return_exceptions=True)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from kmp_core.errors import ConfigurationError, Corrupt, PermissionDenied, Unava
 from kmp_core.project import Project
 from kmp_core.sqlite import Database
 from kmp_core.sqlite.files import Owner, claim, refuse_strangers
+from small_disks import mounted, remount
 
 ACME = Project("acme")
 SCHEMA = ["CREATE TABLE note (text TEXT) STRICT"]
@@ -29,27 +27,6 @@ async def refused(database: Database, error: type[Exception], match: str) -> Non
         await database.open()
     assert len(str(raised.value).splitlines()) <= 5
     await database.close()
-
-
-def remount(directory: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(directory)], check=True)
-
-
-@contextmanager
-def mounted(directory: Path, *options: str) -> Iterator[Path]:
-    """A file system of its own, since a superuser is kept by no permission bits."""
-    directory.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", *options, "tmpfs", str(directory)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"CI must be able to mount a small file system: {done.stderr}")
-        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)  # also after a test that failed half-way
 
 
 async def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path):
@@ -140,14 +117,14 @@ async def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
 
 
 async def test_a_read_only_place_is_refused(tmp_path):
-    with mounted(tmp_path / "disk", "-o", "size=1m") as disk:
+    with mounted(tmp_path / "disk", "size=1m") as disk:
         remount(disk, "ro")
         await refused(make(disk / "acme" / "n.db"), ConfigurationError, "cannot be created")
         await refused(make(disk / "n.db"), ConfigurationError, "cannot be written")
 
 
 async def test_a_place_that_becomes_read_only_is_reported_and_used_again_when_it_can_be_written(tmp_path):
-    with mounted(tmp_path / "disk", "-o", "size=4m") as disk:
+    with mounted(tmp_path / "disk", "size=4m") as disk:
         (disk / "acme").mkdir()
         database = make(disk / "acme" / "n.db")
         await database.open()
@@ -162,7 +139,7 @@ async def test_a_place_that_becomes_read_only_is_reported_and_used_again_when_it
 
 
 async def test_a_full_disk_is_reported_loses_nothing_and_is_used_again_when_there_is_room(tmp_path):
-    with mounted(tmp_path / "disk", "-o", "size=256k") as disk:
+    with mounted(tmp_path / "disk", "size=256k") as disk:
         database = make(disk / "n.db")
         await database.open()
         written = 0
@@ -181,7 +158,7 @@ async def test_a_full_disk_is_reported_loses_nothing_and_is_used_again_when_ther
 
 
 async def test_a_disk_that_is_full_from_the_beginning_is_reported(tmp_path):
-    with mounted(tmp_path / "disk", "-o", "size=64k") as disk:
+    with mounted(tmp_path / "disk", "size=64k") as disk:
         (disk / "ballast").write_bytes(b"x" * 65536)
         await refused(make(disk / "n.db"), Unavailable, "disk")
 

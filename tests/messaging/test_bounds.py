@@ -93,19 +93,20 @@ async def test_the_bytes_that_a_slow_group_holds_are_bounded(tmp_path):
         await bus.start()
         (consumer,) = bus._consumers.values()
         await until(lambda: consumer._membership is not None and consumer._membership.size > 0)
+        await until(lambda: consumer._membership.size > 10_000)
         largest = 0
         for _ in range(50):
             await asyncio.sleep(0.002)
             largest = max(largest, consumer._membership.size)
         # The row that crosses the bound is taken whole: up to the four events of one publication.
-        assert 10_000 < largest <= 20_000 + 4 * 1500
+        assert largest <= 20_000 + 4 * 1500
         hold.set()
         await until(lambda: len(seen) == 400)
     assert sorted(seen) == list(range(400))
 
 
 async def test_what_was_handled_is_committed_within_the_interval_though_nothing_follows(tmp_path):
-    async with bus_in(tmp_path, commit_interval=0.05) as bus:
+    async with bus_in(tmp_path, commit_interval=0.05, lease=3600.0) as bus:
         seen = []
 
         async def handle(event: Kept) -> None:
@@ -115,7 +116,7 @@ async def test_what_was_handled_is_committed_within_the_interval_though_nothing_
         await bus.start()
         await bus.publish(Kept(who="ann"))
         await until(lambda: len(seen) == 1)
-        ends = time.monotonic() + 3.0
+        ends = time.monotonic() + 30.0
         while (await bus.lag(Kept, group="g")).events:
             assert time.monotonic() < ends, "the commit waits for another event, or for the lease"
             await asyncio.sleep(0.005)

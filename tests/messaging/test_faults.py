@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import os
 import sqlite3
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from kmp_core.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavaila
 from kmp_messaging import BusSettings, Event, metadata_of
 from kmp_messaging.embedded import SqliteBus
 from kmp_messaging.testing.samples import until
+from small_disks import mounted, remount
 
 QUICK = {"retry_delay": 0.005, "retry_delay_limit": 0.02, "lease": 1.0, "drain_timeout": 5.0}
 
@@ -33,17 +32,8 @@ async def count(bus: SqliteBus) -> int:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of two megabytes; without the right to mount one the tests are skipped, and fail in CI."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", str(place)]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"a small disk cannot be mounted: {done.stderr.decode()}")
-        pytest.skip("a small disk cannot be mounted")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with mounted(tmp_path / "disk", "size=2m,mode=0700") as place:
+        yield place
 
 
 def fill(place: Path) -> Path:
@@ -57,11 +47,6 @@ def fill(place: Path) -> Path:
             except OSError:
                 continue
     return filler
-
-
-def grow(place: Path) -> None:
-    """Give it room."""
-    subprocess.run(["mount", "-o", "remount,size=8m", str(place)], check=True)
 
 
 async def test_publishing_to_a_full_disk_fails_and_what_was_published_stays(small_disk):
@@ -78,7 +63,7 @@ async def test_publishing_to_a_full_disk_fails_and_what_was_published_stays(smal
         async def handle(event: Told) -> None:
             seen.append((event.who, event.number))
 
-        grow(small_disk)
+        remount(small_disk, "size=8m")
         bus.subscribe(Told, handle, group="g")
         await bus.start()
         await until(lambda: len(seen) == 20 * published)
@@ -216,7 +201,7 @@ async def test_a_full_topic_is_told_also_where_the_time_ends_while_it_is_looked_
     async with bus_in(tmp_path, backlog_size=70_000, retention_size=4096) as bus:
         with pytest.raises(Overloaded):
             while True:
-                await bus.publish(*(Told(who=f"k{n}", text="x" * 1000) for n in range(10)), timeout="100ms")
+                await bus.publish(*(Told(who=f"k{n}", text="x" * 1000) for n in range(10)), timeout="1s")
         refused, submit = asyncio.Event(), bus._publisher._submit
 
         async def watched(*arguments):

@@ -22,7 +22,8 @@ async def main():
 
         async def answer(event: Asked) -> None:
             print("begun", event.who, flush=True)
-            await asyncio.sleep(0.3)
+            while service.health.phase != "draining":  # until the signal was heard
+                await asyncio.sleep(0.01)
             print("done", event.who, flush=True)
 
         bus.subscribe(Asked, answer, group="answers", retries=5)

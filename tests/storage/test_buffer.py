@@ -119,7 +119,9 @@ async def test_a_cancelled_caller_takes_nothing_back(store: Counting) -> None:
     store.may_go.clear()
     async with BufferedWriter(store, age="1ms") as writer:
         call = asyncio.ensure_future(writer.append(sample(1)))
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(30):
+            while not store.calls:  # noqa: ASYNC110 - until the row is on its way
+                await asyncio.sleep(0.001)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         store.may_go.set()

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-import subprocess
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from kmp_core.errors import ConfigurationError, Corrupt, InvalidInput, NotFound,
 from kmp_storage.embedded.bucket import BucketSettings, FileBucket
 from kmp_storage.testing.bucket import pieces
 from kmp_storage.testing.processes import child
+from small_disks import mounted
 
 MIB = 1 << 20
 
@@ -343,20 +343,8 @@ async def test_content_and_its_directory_reach_the_disk_before_put_returns(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of four mebibytes."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        message = f"a small file system cannot be mounted here: {mounted.stderr.strip()}"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    try:
+    with mounted(tmp_path / "small", "size=4m") as place:
         yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 async def test_a_full_disk_is_a_typed_error_and_nothing_is_lost(small_disk: Path) -> None:

@@ -12,7 +12,7 @@
     ├── AccessDenied              you may not
     │   ├── Unauthenticated       nobody vouches for the caller
     │   └── PermissionDenied      the caller is known and may not do this
-    ├── LifecycleError            used before `open`, after `close`, or across a fork
+    ├── LifecycleError            used before `open`, after `close`, across a fork, or in another event loop
     ├── Corrupt                   stored data is damaged
     └── BackendError              the backend failed; `retryable` and `outcome_unknown` tell what to do
         ├── Unavailable           it does not answer, or refuses for now
@@ -193,7 +193,7 @@ class PermissionDenied(AccessDenied):
 
 
 class LifecycleError(KmpError):
-    """A resource was used before `open`, after `close`, or in another process than the one that opened it."""
+    """A resource was used before `open`, after `close`, or in another process or event loop than it was opened in."""
 
 
 class Corrupt(KmpError):

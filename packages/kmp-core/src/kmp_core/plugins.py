@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from kmp_core.capability import CapabilitySpec, spec_of
 from kmp_core.context import ProviderFactory
 from kmp_core.errors import Fault, MissingExtra, PluginError, UnknownScheme
+from kmp_core.importing import on_one_screen
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -129,11 +130,11 @@ def extra(module: str, *, install: str) -> Iterator[None]:
         # A module of ours below says so in its own extra's name; what the user asked for is this one's.
         if error.name != module:
             raise
-        raise MissingExtra(module, install=install) from error
+        raise on_one_screen(MissingExtra(module, install=install)) from error
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        raise MissingExtra(module, install=install) from error
+        raise on_one_screen(MissingExtra(module, install=install)) from error
 
 
 @functools.cache

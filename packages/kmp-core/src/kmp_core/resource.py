@@ -7,9 +7,11 @@ warning for a forgotten close.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import warnings
 from abc import abstractmethod
+from asyncio import _get_running_loop
 from datetime import timedelta
 from types import TracebackType
 from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
@@ -63,8 +65,8 @@ class Provider(Resource):
     """Write a provider by writing what is special about it: `_open`, `_close` and `_check`.
 
     A constructor stores, `open` connects, `close` is idempotent and bounded by `close_timeout`, and reopening raises.
-    `self.ensure_open()` is the first line of every call: it refuses before `open`, after `close`, and in a forked
-    child, each with advice. A provider that is garbage while open warns with `ResourceWarning`.
+    `self.ensure_open()` is the first line of every call: it refuses before `open`, after `close`, in a forked child, and
+    in another event loop, each with advice. A provider that is garbage while open warns with `ResourceWarning`.
     """
 
     abilities: frozenset[str] = frozenset()
@@ -83,6 +85,7 @@ class Provider(Resource):
 
     _state: State = "new"
     _pid: int = 0
+    _loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def state(self) -> State:
@@ -106,6 +109,7 @@ class Provider(Resource):
             raise LifecycleError(f"{self._label()} was opened or closed before; make a new one instead of reopening it")
         self._state = "opening"
         self._pid = os.getpid()
+        self._loop = asyncio.get_running_loop()
         try:
             async with deadline(self.open_timeout, what=f"opening {self._label()}"):
                 await self._open()
@@ -145,9 +149,14 @@ class Provider(Resource):
             await self._check()
 
     def ensure_open(self) -> None:
-        """Raise `LifecycleError` unless the resource is open in this very process."""
-        if self._state == "open" and self._pid == os.getpid():
+        """Raise `LifecycleError` unless the resource is open in this very process, and called in its event loop."""
+        if self._state == "open" and self._pid == os.getpid() and self._loop is _get_running_loop():
             return
+        if self._state == "open" and self._pid == os.getpid():
+            raise LifecycleError(
+                f"{self._label()} was opened in another event loop: call it in that one "
+                "(from a thread with asyncio.run_coroutine_threadsafe(..., loop))"
+            )
         if self._state == "open":
             raise LifecycleError(
                 f"{self._label()} was opened in process {self._pid} and is used in process {os.getpid()}: "

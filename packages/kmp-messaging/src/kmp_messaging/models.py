@@ -21,6 +21,7 @@ from weakref import WeakSet
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from kmp_core.errors import InvalidInput
+from kmp_core.importing import declaration
 
 __all__ = ["Event", "EventOptions", "declared_events"]
 
@@ -72,6 +73,7 @@ class Event(BaseModel):
 
     time: AwareDatetime = Field(default_factory=_now, description="When it happened, with a time zone.")
 
+    @declaration
     def __init_subclass__(
         cls,
         *,
@@ -94,6 +96,7 @@ class Event(BaseModel):
         )
 
     @classmethod
+    @declaration
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         options = cls.__kmp_event__
         _check_options(cls, options)

@@ -30,6 +30,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from kmp_core.deadlines import duration
 from kmp_core.errors import InvalidInput
+from kmp_core.importing import declaration
 from kmp_storage.fields import FieldType, did_you_mean, fields_of
 from kmp_storage.options import (
     LABEL,
@@ -73,6 +74,7 @@ class Measurement(_Stored):
 
     time: AwareDatetime
 
+    @declaration
     def __init_subclass__(
         cls,
         *,
@@ -103,6 +105,7 @@ class Measurement(_Stored):
         cls.__kmp_series__ = options
 
     @classmethod
+    @declaration
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         check_config(cls)
         if cls.__kmp_series__.series is not None and cls.__pydantic_complete__:
@@ -118,6 +121,7 @@ class Node(_Stored):
 
     __kmp_node__: ClassVar[NodeOptions] = NodeOptions()
 
+    @declaration
     def __init_subclass__(cls, *, label: str | None = None, key: str | None = None, **unknown: Any) -> None:
         refuse_unknown(cls, unknown, ("label", "key"), f'class {cls.__name__}(Node, label="Airport", key="code")')
         super().__init_subclass__()
@@ -130,6 +134,7 @@ class Node(_Stored):
         cls.__kmp_node__ = options
 
     @classmethod
+    @declaration
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         check_config(cls)
         if cls.__kmp_node__.label is not None and cls.__pydantic_complete__:
@@ -149,6 +154,7 @@ class Edge(_Stored):
     target: str = Field(min_length=1)
     """The key of the node that it leads to."""
 
+    @declaration
     def __init_subclass__(
         cls,
         *,
@@ -171,6 +177,7 @@ class Edge(_Stored):
         cls.__kmp_edge__ = options
 
     @classmethod
+    @declaration
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         check_config(cls)
         if cls.__kmp_edge__.name is not None and cls.__pydantic_complete__:

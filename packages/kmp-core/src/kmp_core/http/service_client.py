@@ -52,6 +52,7 @@ def client(
     origin = credential_origin(base_url, field="base_url", plaintext=send_tokens_in_the_clear)
     backend = f"{origin[1]}:{origin[2]}"
     if transport is None:
+        # With a transport of its own, httpx asks no variable for a proxy, which would get the token.
         limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
         transport = httpx.AsyncHTTPTransport(verify=tls if tls is not None else True, limits=limits)
     total = duration(_TIMEOUT if timeout is None else timeout, field="timeout").total_seconds()
@@ -61,7 +62,6 @@ def client(
         base_url=base_url,
         timeout=total,
         service=ServiceTransport(transport, origin=origin, tokens=tokens, audience=audience, backend=backend),
-        trust_env=False,
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from asyncio import _get_running_loop
 from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -64,11 +65,17 @@ class Life:
         self._taking_in = False
         self._end: float | None = None
 
-    def ensure_same_process(self) -> None:
+    def ensure_at_home(self) -> None:
+        """Raise `LifecycleError` in another process, or in another event loop."""
         if self._pid != os.getpid():
             raise LifecycleError(
                 f"the service was opened in process {self._pid} and is used in process {os.getpid()}: "
                 "open it after the fork, in each worker (for example in the ASGI lifespan)"
+            )
+        if self._loop is not _get_running_loop():
+            raise LifecycleError(
+                "the service was opened in another event loop: use it in that one "
+                "(from a thread with asyncio.run_coroutine_threadsafe(..., loop))"
             )
 
     def context(self, asker: str | None) -> Context:

@@ -8,6 +8,7 @@
 | 0 | done, or told to leave and left in order |
 | 1 | failed: an error nobody expected, with its traceback |
 | 65 | the input or the stored data is wrong (`EX_DATAERR` of sysexits.h) |
+| 70 | the program uses KMP wrongly, and where (`EX_SOFTWARE`) |
 | 75 | a backend was away, or work was left over at the drain: starting again will help (`EX_TEMPFAIL`) |
 | 77 | not allowed (`EX_NOPERM`) |
 | 78 | the configuration is wrong (`EX_CONFIG`) |
@@ -24,14 +25,34 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
-from kmp_core.errors import AccessDenied, BackendError, ConfigurationError, Corrupt, InvalidInput, KmpError
+from kmp_core.errors import (
+    AccessDenied,
+    BackendError,
+    ConfigurationError,
+    Corrupt,
+    InvalidInput,
+    KmpError,
+    LifecycleError,
+    Unsupported,
+)
 from kmp_core.service.signals import EXIT_TEMPORARY, end_by, end_process
 
-__all__ = ["exit_code", "run"]
+__all__ = ["exit_code", "run", "told"]
 
+_MISUSE = 70
+_CODES = {
+    ConfigurationError: 78,
+    InvalidInput: 65,
+    Corrupt: 65,
+    LifecycleError: _MISUSE,
+    Unsupported: _MISUSE,
+    AccessDenied: 77,
+    BackendError: EXIT_TEMPORARY,
+}
+_LIBRARIES = frozenset(("kmp_core", "kmp_storage", "kmp_messaging", "pydantic")) | sys.stdlib_module_names
 _LAST_SECONDS = 5.0
 _SIGINT = 130
 _SIGTERM = 143
@@ -131,8 +152,25 @@ def _tell(error: Exception) -> int:
         print(redact_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)  # noqa: T201
         return code
     for one in _leaves(error):
-        print(f"{type(one).__name__}: {_text(one)}", *getattr(one, "__notes__", ()), sep="\n", file=sys.stderr)  # noqa: T201
+        print(told(one, placed=_code(one) == _MISUSE), *getattr(one, "__notes__", ()), sep="\n", file=sys.stderr)  # noqa: T201
     return code
+
+
+def told(error: BaseException, *, placed: bool) -> str:
+    """The error in a line, with the place in the program that it comes from where that is what has to be changed."""
+    place = _place(error.__traceback__) if placed else ""
+    return f"{type(error).__name__}: {_text(error)}{place}"
+
+
+def _place(traceback: TracebackType | None) -> str:
+    """The last line of the user's own."""
+    place = ""
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _LIBRARIES:
+            place = f" ({frame.f_code.co_filename}, line {traceback.tb_lineno})"
+        traceback = traceback.tb_next
+    return place
 
 
 def exit_code(error: BaseException) -> int:
@@ -142,17 +180,9 @@ def exit_code(error: BaseException) -> int:
 
 
 def _code(error: BaseException) -> int:
-    if isinstance(error, ConfigurationError):
-        return 78
-    if isinstance(error, InvalidInput | Corrupt):
-        return 65
-    if isinstance(error, AccessDenied):
-        return 77
-    if isinstance(error, BackendError):
-        return EXIT_TEMPORARY
     if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
         return 78
-    return 1
+    return next((code for kind, code in _CODES.items() if isinstance(error, kind)), 1)
 
 
 def _text(error: BaseException) -> str:

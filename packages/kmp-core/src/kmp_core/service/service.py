@@ -176,5 +176,5 @@ class Service:
     def _open_life(self) -> Life:
         if self._life is None:
             raise LifecycleError("the service is not open: use 'async with Service(...) as service'")
-        self._life.ensure_same_process()
+        self._life.ensure_at_home()
         return self._life

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from kmp_core.errors import ConfigurationError, Fault, InvalidInput
+from kmp_core.importing import declaration
 from kmp_core.settings.sources import Found, Key, Sources, current_sources
 
 __all__ = ["Settings", "load_all"]
@@ -46,6 +47,7 @@ class Settings(BaseSettings):
     )
     __kmp_path__: ClassVar[tuple[str, ...] | None] = None
 
+    @declaration
     def __init_subclass__(cls, *, prefix: str | None = None, **misspelt: Never) -> None:
         for keyword in misspelt:
             raise InvalidInput(keyword, "is no keyword of a settings class", example='prefix="storage.cache"')
@@ -54,6 +56,7 @@ class Settings(BaseSettings):
         super().__init_subclass__()
 
     @classmethod
+    @declaration
     def __pydantic_init_subclass__(cls, *, prefix: str | None = None, **_: Never) -> None:
         if cls.__kmp_path__ is None:
             raise InvalidInput("prefix", f"is missing in class {cls.__name__}", example='prefix="storage.cache"')

@@ -139,6 +139,12 @@ class ProviderContract:
             assert fork(child) == 0, "the child did not get a LifecycleError"
             await self.write(provider)
 
+    async def test_refuses_use_in_another_event_loop(self, make: Make) -> None:
+        async with make() as provider:
+            with pytest.raises(LifecycleError, match="event loop"):
+                await asyncio.to_thread(asyncio.run, self.write(provider))
+            await self.write(provider)
+
     async def test_ends_when_the_time_is_over_and_works_again(self, make: Make) -> None:
         async with make() as provider:
             with pytest.raises(DeadlineExceeded):
