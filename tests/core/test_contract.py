@@ -66,6 +66,9 @@ BREAKS = {
     "test_refuses_use_before_open": "async def write(self): ...",
     "test_refuses_use_after_close": "async def write(self): ...",
     "test_refuses_use_in_a_forked_child": "async def write(self): ...",
+    "test_refuses_use_in_another_event_loop": (
+        "async def write(self):\n    self._loop = asyncio.get_running_loop()\n    await super().write()"
+    ),
     "test_refuses_to_reopen": (
         "async def open(self):\n    self._state = 'new'\n    self.__init__(self.path.parent.parent)\n"
         "    await super().open()"

@@ -65,8 +65,8 @@ class Provider(Resource):
     """Write a provider by writing what is special about it: `_open`, `_close` and `_check`.
 
     A constructor stores, `open` connects, `close` is idempotent and bounded by `close_timeout`, and reopening raises.
-    `self.ensure_open()` is the first line of every call: it refuses before `open`, after `close`, in a forked child, and
-    in another event loop, each with advice. A provider that is garbage while open warns with `ResourceWarning`.
+    `self.ensure_open()` is the first line of every call: it refuses before `open`, after `close`, in a forked child,
+    and in another event loop, each with advice. A provider that is garbage while open warns with `ResourceWarning`.
     """
 
     abilities: frozenset[str] = frozenset()
