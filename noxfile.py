@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import nox
 
@@ -28,6 +29,9 @@ SOURCES = [
     "dev.py",
 ]
 
+ENDS_ITSELF: dict[str, Any] = {"interrupt_timeout": 60, "terminate_timeout": 10}
+"""Ctrl-C belongs to the program: it ends and removes what it started before nox loses patience."""
+
 nox.options.default_venv_backend = "none"
 nox.options.error_on_missing_interpreters = True
 nox.options.sessions = ["tests", "lint", "types", "layers", "docs"]
@@ -45,17 +49,13 @@ def demo(session: nox.Session) -> None:
     if "--servers" in arguments:
         arguments.remove("--servers")
         program = ["tests/plugins/stack.py", "--demo"]
-    # Ctrl-C belongs to the demo: it ends its services, and prints what was done so far, before nox loses patience.
-    session.run(
-        sys.executable, *program, *arguments, env={"PYTHONPATH": "examples"},
-        interrupt_timeout=60, terminate_timeout=10,
-    )  # fmt: skip
+    session.run(sys.executable, *program, *arguments, env={"PYTHONPATH": "examples"}, **ENDS_ITSELF)
 
 
 @nox.session
 def servers(session: nox.Session) -> None:
     """Start real servers for hand work and print the variables to paste; `dev.py servers --stop` removes them."""
-    python(session, "tests/plugins/stack.py", *session.posargs)
+    session.run(sys.executable, "tests/plugins/stack.py", *session.posargs, **ENDS_ITSELF)
 
 
 @nox.session

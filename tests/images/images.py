@@ -16,11 +16,12 @@ import functools
 import hashlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -35,6 +36,12 @@ OFFICIAL = {
 
 SERVERS = ("timescaledb", "pgbouncer", "neo4j", "redis", "kafka", "s3", "toxiproxy")
 PULL_SECONDS = 600
+CLEAN_SECONDS = 20
+END_SECONDS = 10
+
+LABEL = "kmp-test-build"
+UNFINISHED = f"--filter=label={LABEL}=unfinished"
+Command = tuple[str, ...]
 
 
 def have(server: str) -> str:
@@ -97,26 +104,53 @@ def base() -> str:
 
 
 def build(folder: Path, tag: str, base: str) -> None:
-    """Build with the classic builder, which every engine has; only loopback and package registries are needed."""
-    command = ["docker", "build", "--network=host", f"--build-arg=BASE={base}", f"--tag={tag}", str(folder)]
-    output = run(*command, environment={**os.environ, "DOCKER_BUILDKIT": "0"})
-    remove_unnamed(made_by(output))
+    """Build with the classic builder, which every engine has; only loopback and package registries are needed.
+
+    Every stage has a label until its image is finished, by which what is left of it is found, however the build ended.
+    """
+    dockerfile = re.sub(
+        r"^FROM .*$", rf"\g<0>\nLABEL {LABEL}=unfinished", (folder / "Dockerfile").read_text(), flags=re.M
+    )
+    command = ["docker", "build", "--network=host", f"--build-arg=BASE={base}", f"--tag={tag}"]
+    environment = {**os.environ, "DOCKER_BUILDKIT": "0"}
+    command += [f"--label={LABEL}=finished", "--file=-", str(folder)]
+    try:
+        # Without its step the engine gives up by itself, and says so; it would go on where nobody listens any more.
+        run(*command, environment=environment, given=dockerfile, cut=lambda _: remove(unfinished_steps()))
+    finally:
+        remove_unfinished()
 
 
-def made_by(output: str) -> list[str]:
-    """The images that a build made, one a step, and not those that it found in the engine's cache."""
-    steps = re.split(r"^Step \d+/\d+ : ", output, flags=re.MULTILINE)[1:]
-    # A step that did something ends with the image that came of it; one from the cache, and `FROM`, made none.
-    did = [step for step in steps if "Using cache" not in step and not step.startswith("FROM")]
-    return [ids[-1] for step in did if (ids := re.findall(r"^ ---> (\w+)$", step, re.MULTILINE))]
+def remove_unfinished() -> None:
+    """Remove what builds of ours left: steps that were cut off, stages that are only copied from, and nobody else's.
+
+    Who builds has the lock, so that none of it is being made just now.
+    """
+    end = time.monotonic() + CLEAN_SECONDS
+    while left := [*unfinished_steps(), *unfinished_images()]:
+        remove(left)
+        if time.monotonic() > end:  # the engine is still busy with it: the next build tries again
+            return
 
 
-def remove_unnamed(made: list[str]) -> None:
-    """Remove those images that have no name and that no other builds on: the stages that are only copied from."""
-    listed = ["docker", "images", "--quiet", "--filter=dangling=true"]
-    unnamed = subprocess.run(listed, capture_output=True, text=True, check=False).stdout.split()
-    for image in set(made) & set(unnamed):
-        subprocess.run(["docker", "rmi", image], capture_output=True, check=False)
+def unfinished_steps() -> list[Command]:
+    """How to remove each container in which a build of ours does a step."""
+    return [("rm", "--force", "--volumes", one) for one in listed("ps", "--all", "--quiet", UNFINISHED)]
+
+
+def unfinished_images() -> list[Command]:
+    """How to remove each image of ours that has no name and that no other builds on."""
+    return [("rmi", one) for one in listed("images", "--quiet", "--filter=dangling=true", UNFINISHED)]
+
+
+def remove(commands: list[Command]) -> None:
+    for command in commands:
+        subprocess.run(["docker", *command], capture_output=True, check=False)
+
+
+def listed(*command: str) -> set[str]:
+    done = subprocess.run(["docker", *command], capture_output=True, text=True, check=False)
+    return set(done.stdout.split())
 
 
 def exists(image: str) -> bool:
@@ -133,25 +167,59 @@ def pull(image: str) -> bool:
     return done.returncode == 0
 
 
-def run(*command: str, environment: dict[str, str] | None = None) -> str:
-    """Run a command quietly and return what it printed; when it fails, show the end of it."""
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, check=False
-    )
-    if done.returncode != 0:
-        tail = "\n".join(done.stdout.splitlines()[-15:])
+def terminate(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+
+
+def run(
+    *command: str,
+    environment: dict[str, str] | None = None,
+    given: str | None = None,
+    cut: Callable[[subprocess.Popen[str]], object] = terminate,
+) -> str:
+    """Run a command quietly and return what it printed; when it fails, show the end of it.
+
+    Ctrl-C does not reach it: it is `cut` then, until it has ended, and nothing of it goes on behind our back.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(given)
+        except BaseException:
+            end = time.monotonic() + END_SECONDS
+            while process.poll() is None and time.monotonic() < end:
+                cut(process)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
+            process.kill()
+            raise
+    if process.returncode != 0:
+        tail = "\n".join(output.splitlines()[-15:])
         raise SystemExit(f"{command[0]} {command[1]} failed:\n{tail}")
-    return done.stdout
+    return output
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Have the images of the servers that the tests use.")
     parser.add_argument("servers", nargs="*", choices=[*SERVERS, []], metavar="SERVER", help=", ".join(SERVERS))
-    for server in parser.parse_args().servers or SERVERS:
-        began = time.monotonic()
-        print(f"{server:12} {have(server)}  {time.monotonic() - began:.0f} s", flush=True)
+    try:
+        for server in parser.parse_args().servers or SERVERS:
+            began = time.monotonic()
+            print(f"{server:12} {have(server)}  {time.monotonic() - began:.0f} s", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE))
-    main()
+    sys.exit(main())

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "images"))
 import docker
 import engine
+import images
 import structlog
 
 import testbed
 
 ROOT = Path(__file__).parents[2]
 STATE = ROOT / ".kmp-servers.json"
-MARK = f"kmp-servers-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
+
+
+def mark_of(root: Path) -> str:
+    """The label of the servers that belong to a clone."""
+    return f"kmp-servers-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}"
+
+
+MARK = mark_of(ROOT)
 SERVERS = ("timescaledb", "neo4j", "redis", "s3", "kafka")
 SHARED = ("timescaledb", "redis", "s3")
 """One server has many projects; Neo4j Community is an instance per project, so the example starts its own two."""
@@ -90,11 +98,15 @@ def launched(names: dict[str, str], *, mark: str | None = None) -> Iterator[dict
 
     `names` tells for each server its recipe. Servers without a mark are removed at the end in any case.
     """
+    for recipe in names.values():  # here, where Ctrl-C is heard, and not in a thread that would build to the end
+        images.have(testbed.RECIPES[recipe].image)
     with ThreadPoolExecutor(len(names)) as pool:
-        futures = {name: pool.submit(testbed.launch, name, testbed.RECIPES[recipe], mark=mark)
-                   for name, recipe in names.items()}  # fmt: skip
+        futures: dict[str, Future[testbed.Server]] = {}
         keep = False
         try:
+            with deferred(signal.SIGINT):  # or one could be on its way that nobody knows of
+                for name, recipe in names.items():
+                    futures[name] = pool.submit(testbed.launch, name, testbed.RECIPES[recipe], mark=mark)
             servers = {name: future.result() for name, future in futures.items()}
             for ready in [pool.submit(server.wait_ready) for server in servers.values()]:
                 ready.result()
@@ -241,6 +253,19 @@ def ignored(number: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def deferred(number: signal.Signals) -> Iterator[None]:
+    """Hear of a signal when the block is over."""
+    heard: list[int] = []
+    before = signal.signal(number, lambda number, frame: heard.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+        if heard:
+            signal.raise_signal(number)
 
 
 def main() -> int:

@@ -40,6 +40,7 @@ class Server:
     container: Any
     ready: Callable[[Server], Awaitable[None]]
     nodes: list[int] = field(default_factory=list)
+    removed: bool = False
 
     @property
     def address(self) -> str:
@@ -71,6 +72,8 @@ class Server:
                 async with asyncio.timeout(5):
                     return await self.ready(self)
             except Exception as error:
+                if self.removed:
+                    raise
                 if time.monotonic() > end:
                     log = self.container.get_wrapped_container().logs(tail=20).decode(errors="replace")
                     raise TimeoutError(f"{self.name} did not become ready: {error!r}\n{log}") from error
@@ -78,6 +81,7 @@ class Server:
 
     def stop(self) -> None:
         """Remove the server and its data."""
+        self.removed = True
         remove(self.container)
 
 
@@ -136,7 +140,11 @@ def launch(name: str, recipe: Recipe, *, mark: str | None = None) -> Server:
         ports.update({f"{node}/tcp": (LOOPBACK, node) for node in nodes})
     # Process 1 never ends: what has a mark is no orphan of a test run.
     container.with_kwargs(labels={LABEL: str(os.getpid())} if mark is None else {LABEL: "1", mark: name})
-    container.start()
+    try:
+        container.start()
+    except BaseException:
+        container.stop()
+        raise
     return Server(name, port, password, container, recipe.ready, nodes=nodes)
 
 

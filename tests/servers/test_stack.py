@@ -5,23 +5,27 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import docker
 import engine
+import psutil
 import pytest
 
 import stack
 import testbed
 
 PROGRAM = Path(stack.__file__)
-EXAMPLES = PROGRAM.parents[2] / "examples"
+ROOT = PROGRAM.parents[2]
+EXAMPLES = ROOT / "examples"
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -41,7 +45,10 @@ def own_stack(
 def ids(label: str) -> set[str]:
     client = docker.from_env()
     try:
-        return {container.id for container in client.containers.list(all=True, filters={"label": label})}
+        return {
+            container.id
+            for container in client.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+        }
     finally:
         client.close()
 
@@ -108,6 +115,72 @@ def test_what_a_killed_start_left_is_removed_by_stop(own_stack: str) -> None:
     assert len(ids(own_stack)) == 1
     assert stack.stop() == 0
     assert ids(own_stack) == set()
+
+
+@contextmanager
+def session(name: str, *arguments: str, root: Path) -> Iterator[subprocess.Popen[str]]:
+    """A session of nox as `dev.py` runs it, in a clone of its own: everything that Ctrl-C reaches in a terminal."""
+    shutil.copy(ROOT / "noxfile.py", root)
+    for folder in ("tests", "examples", "packages"):
+        (root / folder).symlink_to(ROOT / folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nox", "--noxfile", str(root / "noxfile.py"), "--session", name, "--", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody
+    output, _ = process.communicate(timeout=50)  # less than a server may take to be ready
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    return output
+
+
+@pytest.mark.parametrize("started", [1, len(stack.SERVERS)])
+def test_an_interrupted_start_leaves_nothing(servers: Any, tmp_path: Path, started: int) -> None:
+    label = stack.mark_of(tmp_path)
+    try:
+        with session("servers", root=tmp_path) as process:
+            while len(ids(label)) < started:
+                assert process.poll() is None, process.communicate()[0]
+            assert "interrupted; what was started is removed" in interrupt(process)
+        assert ids(label) == set()
+    finally:
+        remove(label)
+
+
+def test_an_example_that_is_interrupted_while_its_servers_start_leaves_nothing(servers: Any, tmp_path: Path) -> None:
+    label = ""
+    with session("demo", "--servers", root=tmp_path) as process:
+        while len(ids(label := label_of(process))) < len(stack.SHARED) + 2:
+            assert process.poll() is None, process.communicate()[0]
+        os.killpg(process.pid, signal.SIGINT)
+        while len(ids(label)) == len(stack.SHARED) + 2:
+            assert process.poll() is None, process.communicate()[0]
+        output = interrupt(process)  # somebody who is impatient
+    assert "interrupted; what was started is removed" in output
+    assert ids(label) == set()
+
+
+def label_of(process: subprocess.Popen[str]) -> str:
+    """By which the containers are found that the program below this one starts."""
+    children = psutil.Process(process.pid).children()
+    return f"{testbed.LABEL}={children[0].pid if children else 0}"
+
+
+def remove(label: str) -> None:
+    for one in ids(label):
+        subprocess.run(["docker", "rm", "--force", "--volumes", one], capture_output=True, check=False)
 
 
 def test_the_example_removes_what_it_started_when_it_is_interrupted(servers: Any, tmp_path: Path) -> None:
