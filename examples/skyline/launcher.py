@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import Coroutine, Mapping
@@ -30,7 +31,7 @@ class ServiceFailed(Exception):
 
     def __init__(self, child: Child, problem: str) -> None:
         super().__init__(f"the service {child.service} {problem}")
-        self.last_words = list(child.tail)
+        self.last_words = [*filter(None, map(_complaint, child.tail))] or list(child.tail)
 
 
 class Launcher:
@@ -111,6 +112,7 @@ class Launcher:
                 return
             departures = await self._start("departures", "skyline", may_call="delays")
             work = asyncio.create_task(self._job(departures))
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever fails first is told of
             await asyncio.wait(
                 (work, publishing := asyncio.create_task(self._publishing.wait())), return_when=asyncio.FIRST_COMPLETED
             )
@@ -209,6 +211,17 @@ class Launcher:
         self._attempts.append(attempt)
         if attempt.refused_by is None:
             self._board.say(f"[bold red]tower was not refused:[/bold red] {attempt.what}")
+
+
+def _complaint(line: str) -> str:
+    """What a line of a service's output says is wrong, of a traceback its last line."""
+    if not line.startswith("{"):
+        return line
+    try:
+        content: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return line
+    return str(content.get("event")).rstrip().rpartition("\n")[2] if content.get("level") != "info" else ""
 
 
 def _ending(code: int) -> str:

@@ -55,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KmpError as error:
         console.print(f"skyline: {error}", style="red", markup=False, soft_wrap=True)
         return EXIT_MISTAKE
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        console.print(f"skyline: {error.strerror or error}{place}", style="red", markup=False, soft_wrap=True)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

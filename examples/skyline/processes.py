@@ -113,7 +113,8 @@ def _surroundings() -> dict[str, str]:
 async def _read(stream: asyncio.StreamReader, tail: deque[str], log: Path, line: Line) -> None:
     with log.open("ab", buffering=0) as file:
         while content := await stream.readline():
-            file.write(content)
+            with suppress(OSError):  # a full disk: the service itself will say so, and is heard without its log
+                file.write(content)
             text = content.decode(errors="replace").rstrip()
             tail.append(text)
             if text.startswith("{"):

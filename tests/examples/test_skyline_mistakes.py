@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from small_disks import mounted
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -57,6 +59,18 @@ def test_two_runs_do_not_share_a_directory(skyline: Callable[..., Any]) -> None:
     assert first.process.poll() is None
     first.process.terminate()
     assert first.finish()[0] == 130
+
+
+@pytest.mark.parametrize("size", ["64k", "8m"])
+def test_a_full_disk_is_named_by_the_service_that_met_it(
+    skyline: Callable[..., Any], tmp_path: Path, size: str
+) -> None:
+    with mounted(tmp_path / "disk", f"size={size}") as disk:
+        code, output = skyline("--limit", "20000", directory=disk / "state").finish()
+    assert code == 1, output
+    assert "the disk is full; nothing was written" in output
+    assert "Traceback" not in output
+    assert len(output.splitlines()) <= 20, output
 
 
 def test_a_result_file_that_cannot_be_written_is_named_before_the_work(skyline: Callable[..., Any]) -> None:
