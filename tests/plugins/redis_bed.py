@@ -135,9 +135,9 @@ async def root_of(cluster: testbed.Server, port: int) -> AsyncIterator[redis.asy
         yield client
 
 
-async def configure(cluster: testbed.Server, options: dict[str, str]) -> None:
-    """Set these at every node, for its restarts too."""
-    for port in cluster.nodes:
+async def configure(cluster: testbed.Server, options: dict[str, str], *, but: int | None = None) -> None:
+    """Set these at every node but one, for its restarts too."""
+    for port in set(cluster.nodes) - {but}:
         async with root_of(cluster, port) as client:
             for option, value in options.items():
                 await client.config_set(option, value)

@@ -306,7 +306,11 @@ async def test_one_load_in_this_process_while_redis_is_away(proxy: faults.Proxy)
     async def slow() -> bytes:
         nonlocal loads
         loads += 1
-        await asyncio.sleep(0.2)
+
+        async def all_wait() -> bool:
+            return (await cache.statistics()).misses == 20
+
+        await eventually(all_wait)
         return b"slow"
 
     async with cache_at(proxy.port) as cache:

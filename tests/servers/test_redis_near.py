@@ -14,6 +14,7 @@ import testbed
 from kmp_core.errors import LifecycleError
 from kmp_core.secrets import Secret
 from kmp_storage.redis import RedisCache, RedisSettings
+from kmp_storage.redis.entries import Found
 from kmp_storage.redis.near import Near
 from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
@@ -181,6 +182,18 @@ async def test_an_answer_from_before_a_change_is_not_kept(proxy: faults.Proxy, p
         assert await ours.get("key") == b"new"
 
 
+async def test_an_answer_from_before_changes_were_heard_is_not_kept(proxy: faults.Proxy) -> None:
+    proxy.cut()
+    async with cache_at(proxy.port) as ours:
+        near = ours._near
+        assert near is not None and not near.live
+        reservation = near.reserve("key")  # as a read does whose answer came at once, and is looked at late
+        proxy.heal()
+        await live(ours)
+        near.settle("key", reservation, Found(b"old"))
+        assert near.find("key") is None
+
+
 async def test_nothing_is_kept_longer_than_its_own_time(port: int) -> None:
     async with cache_at(port) as cache:
         await live(cache)
@@ -259,8 +272,6 @@ async def test_it_keeps_to_its_bytes(port: int) -> None:
 
 
 def test_what_is_used_outlives_what_is_not() -> None:
-    from kmp_storage.redis.entries import Found
-
     near = Near(max_bytes=20_000, ttl=60)
     near.live = True
     near.settle("used", near.reserve("used"), Found(b"1"))

@@ -30,13 +30,13 @@ from kmp_storage.redis.address import Password, RedisAddress
 from kmp_storage.redis.channel import Command
 from kmp_storage.redis.cluster import Cluster, Servers
 from kmp_storage.redis.connections import Connections, due_in, left_until
-from kmp_storage.redis.entries import Keys, decode, encode, is_number
+from kmp_storage.redis.entries import Found, Keys, decode, encode, is_number
 from kmp_storage.redis.errors import Untrusted, is_outage
 from kmp_storage.redis.leases import Leases
 from kmp_storage.redis.limits import Allowance, Limits
 from kmp_storage.redis.loads import Load, Loads, Look, Terms
 from kmp_storage.redis.locks import Locks
-from kmp_storage.redis.near import Near
+from kmp_storage.redis.near import Near, Reservation
 from kmp_storage.redis.reads import Reads
 from kmp_storage.redis.writes import Unsaid, each
 from kmp_storage.settings.redis import RedisSettings
@@ -195,13 +195,14 @@ class RedisCache(Provider, Cache):
         self.ensure_open()
         for key in keys:
             check_key(key)
+        counts: list[int] = []
         try:
             with self._telemetry.call("delete", len(keys)):
-                return await self._delete(keys, self._due(timeout))
+                await self._delete(keys, self._due(timeout), counts)
         except BackendError as error:
             if not self._is_miss(error):
                 raise
-            return 0
+        return sum(counts)
 
     async def increment(self, key: str, by: int = 1, *, ttl: Timeout = None, timeout: Timeout = None) -> int:
         self.ensure_open()
@@ -263,17 +264,20 @@ class RedisCache(Provider, Cache):
         """The one time by which all must have ended that a call asks of Redis, what it makes good before included."""
         return asyncio.get_running_loop().time() + (within(timeout, self._timeout) or 0.0)
 
-    async def _delete(self, keys: tuple[str, ...], due: float) -> int:
+    async def _delete(self, keys: tuple[str, ...], due: float, counts: list[int]) -> None:
         names, left = [self._keys.value(key) for key in keys], set(keys)
 
-        async def remove(part: list[int]) -> int:
+        async def remove(part: list[int]) -> None:
             some = tuple(keys[position] for position in part)
             (count,) = await self._change(some, ("DEL", *(names[position] for position in part)), due=due)
             left.difference_update(some)
-            return int(count)
+            counts.append(int(count))
+
+        def home(part: list[int]) -> object:
+            return self._connections.home(names[part[0]])
 
         try:
-            return sum(await each(self._connections.together(names), remove))
+            await each(self._connections.together(names), remove, home)
         except BaseException as error:
             self._forget(tuple(left))
             if isinstance(error, _DOUBTFUL):
@@ -297,8 +301,13 @@ class RedisCache(Provider, Cache):
         try:
             found = decode(*await self._reads.get(self._keys.value(key), seconds))
         finally:
-            near.settle(key, reservation, found)
+            self._settle(key, reservation, found)
         return None if found is None else found.value
+
+    def _settle(self, key: str, reservation: Reservation, found: Found | None) -> None:
+        if self._near is not None:
+            heard = found is not None and self._connections.hears(self._keys.value(key))
+            self._near.settle(key, reservation, found if heard else None)
 
     async def _get_or_load(self, key: str, terms: Terms) -> bytes | None:
         near = self._near
@@ -322,14 +331,14 @@ class RedisCache(Provider, Cache):
                 self._misses += 1
             else:
                 self._hits += 1
-            if near is not None and reservation is not None:
-                near.settle(key, reservation, found)
+            if reservation is not None:
+                self._settle(key, reservation, found)
 
         try:
             return await self._loads.get_or_load(key, terms, looked, away=away)
         finally:
-            if near is not None and reservation is not None and not reservation.settled:
-                near.settle(key, reservation, None)
+            if reservation is not None and not reservation.settled:
+                self._settle(key, reservation, None)
 
     async def _change(
         self, keys: tuple[str, ...], *commands: Command, due: float, idempotent: bool = True

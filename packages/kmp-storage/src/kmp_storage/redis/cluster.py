@@ -71,6 +71,9 @@ class Cluster:
         self._learnt_at = 0.0
         self._moved = asyncio.Event()
         self._heard: set[Place] = set()
+        self._unheard: set[int] = set()
+        self.moves = 0
+        """Another number whenever the home of a name may have changed."""
         self._closed = False
 
     @property
@@ -166,6 +169,10 @@ class Cluster:
         """The node that keeps this name, as far as known."""
         return self._slots[key_slot(name)]
 
+    def hears(self, name: bytes) -> bool:
+        """Whether the `speakers` tell when this name is changed: not where a slot is on its way to one beside them."""
+        return key_slot(name) not in self._unheard
+
     def together(self, names: Sequence[bytes]) -> list[list[int]]:
         """The positions of those names that one transaction may change together: those of one slot."""
         parts: dict[int, list[int]] = {}
@@ -180,6 +187,7 @@ class Cluster:
         if not nodes:
             raise Unavailable("no node of the Redis Cluster is known", backend="redis")
         self._moved.clear()
+        self._unheard.clear()
         return nodes if every else random.sample(nodes, 1)
 
     async def moved(self) -> None:
@@ -236,8 +244,11 @@ class Cluster:
             return None
         there = (error.place[0] or place[0], error.place[1])
         if error.once:
+            if there not in self._heard:
+                self._unheard.add(slot)
             return there
         self._slots[slot] = there
+        self.moves += 1
         if there not in self._heard:
             self._moved.set()
         self._learn_soon()  # seldom does one slot move alone
@@ -347,6 +358,8 @@ class Cluster:
         primaries = {place for place in slots if place is not None}
         if primaries != self._heard:  # not the nodes that calls were sent to meanwhile
             self._moved.set()
+        if slots != self._slots:
+            self.moves += 1
         self._slots, self._known = slots, known
         for place in set(self._nodes) - primaries:
             node = self._nodes.pop(place)

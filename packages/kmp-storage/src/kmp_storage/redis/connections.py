@@ -139,6 +139,15 @@ class Connections:
         """Who keeps this name: what cannot be reached together has different homes."""
         return self
 
+    @property
+    def moves(self) -> int:
+        """Another number whenever the home of a name may have changed."""
+        return 0
+
+    def hears(self, name: bytes) -> bool:
+        """Whether the `speakers` tell when this name is changed."""
+        return True
+
     def together(self, names: Sequence[bytes]) -> list[list[int]]:
         """The positions of those names that one transaction may change together."""
         return [list(range(len(names)))] if names else []

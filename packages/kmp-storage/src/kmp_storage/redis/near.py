@@ -65,6 +65,9 @@ class Near:
     def reserve(self, key: str) -> Reservation:
         """Announce a read before it is sent; `settle` must follow."""
         reservation = Reservation()
+        if not self.live:
+            reservation.spoilt = True  # what it brings may be older than the first change that is heard
+            return reservation
         self._reserved.setdefault(key, []).append(reservation)
         return reservation
 
