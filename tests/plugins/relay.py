@@ -1,4 +1,5 @@
-"""A relay before a server that speaks HTTP, for what no proxy does: count connections, lose an answer, speak TLS."""
+"""A relay before a server, for what no proxy does: count connections, lead new ones elsewhere, lose an answer of HTTP,
+speak TLS."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ class Relay:
     """
 
     def __init__(self, server: int, *, tls: ssl.SSLContext | None = None) -> None:
-        self._server = server
+        self.server = server  # where new connections lead; those that there are stay where they are
         self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
         self.opened = self.spare = 0
@@ -40,7 +41,7 @@ class Relay:
         self._tasks.add(asyncio.ensure_future(self._hand_on(reader, writer)))
 
     async def _hand_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._server)
+        there, back = await asyncio.open_connection("127.0.0.1", self.server)
         asked = b""
 
         async def forth() -> None:

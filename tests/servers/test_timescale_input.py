@@ -137,6 +137,10 @@ async def test_times_at_the_ends_of_the_calendar_are_kept_or_refused(store: Time
         await store.append(Reading(time=edge, site="edge"))
         assert [row.time async for row in store.read(Reading, start=edge, end=edge + timedelta(0))] == []
         assert edge in [row.time async for row in store.read(Reading, where={"site": "edge"})]
+    very_first = Reading(time=datetime.min.replace(tzinfo=UTC), site="b")
+    for call in (store.append(Reading(time=START, site="b"), very_first), store.append_all([very_first])):
+        with pytest.raises(InvalidInput, match=r"row [01], time: is the very first moment"):
+            await call
     for beyond in (
         datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
         datetime.max.replace(tzinfo=timezone(-timedelta(hours=12))),

@@ -208,6 +208,32 @@ async def test_provisioning_again_changes_nothing_that_is_stored(two: Two, opera
         assert [note.text async for note in store.read(Note)] == [SECRET]
 
 
+async def test_provisioning_again_takes_back_what_somebody_granted_by_hand(
+    two: Two, operator: TimescaleProvisioner
+) -> None:
+    role = f'"{two.victim.role}"'
+    async with admin(two.server) as connection:
+        await connection.execute(f"ALTER ROLE {role} CREATEDB CREATEROLE BYPASSRLS CONNECTION LIMIT -1")
+        quota = Quota(statement_time=timedelta(seconds=77))
+        await operator.provision(two.victim.project, quota, placement=two.victim.placement)
+        row = await connection.fetchrow(
+            "SELECT rolcreatedb, rolcreaterole, rolbypassrls, rolsuper, rolconnlimit FROM pg_roles WHERE rolname = $1",
+            two.victim.role,
+        )
+        assert tuple(row) == (False, False, False, False, quota.connections)
+    async with store_of(two.victim) as store, store.connection() as session:
+        assert await session.fetch_value("SHOW statement_timeout") == "77s"
+
+
+async def test_what_a_project_left_outside_its_schema_goes_with_it(two: Two, operator: TimescaleProvisioner) -> None:
+    async with store_of(two.victim) as store, store.connection() as session:
+        number = await session.fetch_value("SELECT lo_from_bytea(0, 'left over'::bytea)")
+    assert await operator.deprovision(two.victim.project, placement=two.victim.placement, force=True)
+    if two.victim.placement == "shared":
+        async with admin(two.server, two.victim.database) as connection:
+            assert not await connection.fetchval("SELECT count(*) FROM pg_largeobject_metadata WHERE oid = $1", number)
+
+
 async def test_quotas_bind(operator: TimescaleProvisioner, timescaledb: testbed.Server, placement: Placement) -> None:
     name = f"small-{secrets.token_hex(4)}"
     access = await operator.provision(name, Quota(connections=2, temp_file_bytes=1 << 20), placement=placement)
@@ -298,6 +324,41 @@ async def test_a_rotated_password_counts_for_new_sessions(two: Two, operator: Ti
     with pytest.raises(InvalidInput, match="password") as short:
         await operator.set_password(two.victim.project, Secret("short"))
     assert "'short'" not in str(short.value)
+
+
+async def test_no_password_is_in_the_servers_log(operator: TimescaleProvisioner, timescaledb: testbed.Server) -> None:
+    name, password = f"logged-{secrets.token_hex(4)}", secrets.token_hex(16)
+    async with admin(timescaledb) as connection:
+        await connection.execute("ALTER SYSTEM SET log_statement = 'all'")
+        await connection.execute("ALTER SYSTEM SET log_min_duration_statement = 0")
+        await connection.execute("SELECT pg_reload_conf()")
+        try:
+            async with TimescaleProvisioner(admin_url(timescaledb)) as late:  # whose sessions log from the beginning
+                access = await late.provision(name, password=Secret(password))
+                await late.set_password(name, Secret(f"{password}-2"))
+                await late.deprovision(name, force=True)
+        finally:
+            await connection.execute("ALTER SYSTEM RESET log_statement")
+            await connection.execute("ALTER SYSTEM RESET log_min_duration_statement")
+            await connection.execute("SELECT pg_reload_conf()")
+    log = timescaledb.container.get_wrapped_container().logs(tail=2000).decode(errors="replace")
+    assert f'ALTER ROLE "{access.role}" LOGIN' in log, "it is written"
+    assert password not in log
+
+
+async def test_nobody_comes_in_while_a_project_is_removed(
+    operator: TimescaleProvisioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = await operator.provision(f"going-{secrets.token_hex(4)}")
+    emptied = operator._empty
+
+    async def meanwhile(*arguments: Any, **options: Any) -> None:
+        with pytest.raises(Unauthenticated):
+            await store_of(access).open()
+        await emptied(*arguments, **options)
+
+    monkeypatch.setattr(operator, "_empty", meanwhile)
+    assert await operator.deprovision(access.project)
 
 
 async def test_projects_whose_names_resemble_each_other_stay_apart(

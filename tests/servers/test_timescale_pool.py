@@ -30,7 +30,7 @@ from kmp_core.errors import (
     Unavailable,
     Unsupported,
 )
-from kmp_core.postgres import Contention, PoolOptions, PostgresPool, TransactionUndone
+from kmp_core.postgres import Connection, Contention, PoolOptions, PostgresPool, TransactionUndone
 from kmp_core.secrets import Secret
 from kmp_core.telemetry import reporting_to
 from postgres_bed import admin, own_database, until
@@ -148,6 +148,88 @@ async def test_a_connection_that_comes_back_while_the_pool_closes_is_closed_too(
         assert pool.idle == 0
 
 
+async def ask(pool: PostgresPool) -> None:
+    async with pool.acquire() as connection:
+        await connection.fetch_value("SELECT 1")
+
+
+async def connecting(pool: PostgresPool) -> bool:
+    return len(pool._connecting) == 1
+
+
+async def test_closing_ends_a_call_that_still_connects_at_once(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+        pool = pool_of(proxy, database, size=2, connect_timeout=timedelta(seconds=60))
+        await pool.open()
+        async with pool.acquire():
+            proxy.black_hole()
+            call = asyncio.ensure_future(ask(pool))
+            await until(lambda: connecting(pool))
+            closing = asyncio.ensure_future(pool.close())
+            with pytest.raises(LifecycleError, match="the pool is closed"):
+                await asyncio.wait_for(call, 20)
+        await asyncio.wait_for(closing, 20)
+        assert (pool.in_use, pool.idle) == (0, 0)
+
+
+async def test_nobody_is_handed_a_connection_of_a_pool_that_closed_meanwhile(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+        pool = pool_of(proxy, database, size=1, look_after=timedelta(0))
+        await pool.open()
+        proxy.slow(200)
+        call = asyncio.ensure_future(ask(pool))
+
+        async def looked_at() -> bool:
+            return pool.idle == 0
+
+        await until(looked_at)
+        await pool.close()
+        with pytest.raises(LifecycleError):
+            await call
+
+
+async def test_a_call_that_is_cancelled_while_it_connects_is_cancelled_also_beside_a_close(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+        pool = pool_of(proxy, database, size=2)
+        await pool.open()
+        async with pool.acquire():
+            proxy.black_hole()
+            call = asyncio.ensure_future(ask(pool))
+            await until(lambda: connecting(pool))
+            closing = asyncio.ensure_future(pool.close())
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        await closing
+
+
+async def test_a_connection_that_is_there_as_its_caller_leaves_is_not_left_open(
+    timescaledb: testbed.Server, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pool_of(timescaledb, database, size=2) as pool:
+        made: list[Any] = []
+        connect = pool._connect
+
+        async def leaving() -> Any:
+            made.append(await connect())
+            asyncio.get_running_loop().call_soon(call.cancel)
+            return made[-1]
+
+        monkeypatch.setattr(pool, "_connect", leaving)
+        async with pool.acquire():
+            call = asyncio.ensure_future(ask(pool))
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        assert [connection.is_closed for connection in made] == [True]
+        assert pool.in_use == 0
+
+
 # Deadlines and cancellation
 
 
@@ -171,6 +253,29 @@ async def test_a_statement_ends_with_its_deadline(timescaledb: testbed.Server, d
             with pytest.raises(InvalidInput, match="timeout"):
                 await connection.execute("SELECT 1", timeout="soon")
             assert await connection.fetch_value("SELECT 1") == 1
+
+
+async def test_what_the_server_itself_stopped_took_no_effect(timescaledb: testbed.Server, database: Database) -> None:
+    async with pool_of(timescaledb, database) as pool, pool.acquire() as connection:
+        await connection.execute("SET statement_timeout = '50ms'")
+        with pytest.raises(DeadlineExceeded) as stopped:
+            await connection.execute("SELECT pg_sleep(30)")
+        assert not stopped.value.outcome_unknown
+        assert await connection.fetch_value("SELECT 1") == 1, "an answer, and so no reason to cut the connection"
+
+
+async def test_a_connection_that_cannot_be_made_takes_no_place(
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+        async with pool_of(proxy, database, size=1, acquire_timeout=timedelta(seconds=0.2)) as pool:
+            proxy.cut()
+            for _ in range(3):
+                with pytest.raises(Unavailable) as refused:
+                    await ask(pool)
+                assert not isinstance(refused.value, PoolExhausted)
+            proxy.heal()
+            await ask(pool)
 
 
 async def test_a_statement_whose_caller_left_ends_on_the_server(
@@ -287,16 +392,26 @@ async def test_connections_that_the_administrator_ended_are_replaced(
 
 
 async def test_a_peer_that_died_silently_is_noticed_before_it_is_used(
-    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies
+    timescaledb: testbed.Server, database: Database, proxies: faults.Proxies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[int] = []
+    internal = Connection.internal
+
+    def counted(connection: Connection, seconds: float) -> Any:
+        asked.append(connection.server_process)
+        return internal(connection, seconds)
+
+    monkeypatch.setattr(Connection, "internal", counted)
     with proxies.before(timescaledb) as proxy:
         async with pool_of(proxy, database, size=3, look_after=timedelta(0)) as pool:
             async with pool.acquire(), pool.acquire(), pool.acquire():
                 pass
+            asked.clear()
             proxy.black_hole()
             released = asyncio.get_running_loop().call_later(0.5, proxy.heal)
-            async with pool.acquire() as connection:
+            async with pool.acquire(reset=False) as connection:
                 assert await connection.fetch_value("SELECT 1") == 1
+            assert len(asked) == 1, "it speaks for those that lay beside it"
             released.cancel()
 
 
@@ -358,6 +473,38 @@ async def test_a_rotated_password_needs_no_restart(timescaledb: testbed.Server, 
             assert await connection.fetch_value("SELECT 1") == 1
 
 
+async def test_a_login_between_the_two_halves_of_a_rotation_is_tried_again(
+    timescaledb: testbed.Server, database: Database
+) -> None:
+    name, password = database
+    address = f"timescale://{name}@127.0.0.1:{timescaledb.port}/{name}?sslmode=disable"
+    known = ["the-one-before", password]
+
+    async def source() -> str:
+        return known.pop(0)
+
+    async with PostgresPool(address, password=source):
+        assert known == []
+
+
+async def test_no_password_is_taken_from_the_process(
+    timescaledb: testbed.Server, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, password = database
+    monkeypatch.setenv("PGPASSWORD", password)
+    with pytest.raises(Unauthenticated):
+        await PostgresPool(f"timescale://{name}@127.0.0.1:{timescaledb.port}/{name}?sslmode=disable").open()
+
+
+async def test_no_connection_grows_older_than_it_may(timescaledb: testbed.Server, database: Database) -> None:
+    for life, kept in ((timedelta(0), False), (timedelta(hours=1), True)):
+        async with pool_of(timescaledb, database, longest_life=life) as pool:
+            async with pool.acquire() as connection:
+                first = connection.server_process
+            async with pool.acquire() as connection:
+                assert (connection.server_process == first) is kept
+
+
 async def test_a_wrong_password_is_told_without_it(timescaledb: testbed.Server, database: Database) -> None:
     with pytest.raises(Unauthenticated) as refused:
         await PostgresPool(url(timescaledb, (database[0], "hunter2"))).open()
@@ -392,6 +539,34 @@ async def test_a_transaction_is_whole_or_nothing(timescaledb: testbed.Server, da
             await transaction.execute("INSERT INTO t VALUES (2)")
         async with pool.acquire() as connection:
             assert [row["x"] for row in await connection.fetch("SELECT x FROM t")] == [2]
+
+
+async def test_a_connection_lost_inside_is_told_as_undone_also_where_nobody_raised(
+    timescaledb: testbed.Server, database: Database
+) -> None:
+    async with pool_of(timescaledb, database) as pool, admin(timescaledb) as operator:
+        with pytest.raises(BackendError, match="lost inside the transaction, which is undone") as lost:
+            async with pool.transaction() as transaction:
+                await transaction.execute("CREATE TABLE t (x int)")
+                process = transaction.connection.server_process
+                await operator.execute("SELECT pg_terminate_backend($1)", process)
+                with pytest.raises(Unavailable):
+                    await transaction.execute("INSERT INTO t VALUES (1)")
+        assert not isinstance(lost.value, OutcomeUnknown)
+        assert not lost.value.outcome_unknown
+
+
+async def test_a_transaction_is_used_once_and_its_isolation_is_known(
+    timescaledb: testbed.Server, database: Database
+) -> None:
+    async with pool_of(timescaledb, database) as pool:
+        async with pool.transaction(isolation="serializable") as transaction:
+            assert await transaction.fetch_value("SHOW transaction_isolation") == "serializable"
+        with pytest.raises(LifecycleError, match="used once"):
+            async with transaction:
+                pass
+        with pytest.raises(LifecycleError, match="no isolation"):
+            pool.transaction(isolation="serializable; DROP TABLE t")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pause", [0, 0.001, 0.003, 0.01])

@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,11 +16,13 @@ import pytest
 
 import faults
 import testbed
-from kmp_core.errors import ConfigurationError, Conflict
+from kmp_core.deadlines import deadline
+from kmp_core.errors import BackendError, ConfigurationError, Conflict, DeadlineExceeded, PoolExhausted, Unavailable
 from kmp_storage.models import Measurement
-from kmp_storage.timescale import TimescaleSettings, TimescaleStore
+from kmp_storage.timescale import TimescaleSettings, TimescaleStore, replica
 from kmp_storage.timescale.provisioning import Access, TimescaleProvisioner
-from postgres_bed import admin, admin_url, until
+from postgres_bed import admin, admin_url, until, url_at
+from relay import Relay
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 FAR = "10m"
@@ -62,8 +65,8 @@ def launch(name: str, password: str, script: str, **environment: str) -> testbed
     return testbed.Server(name, port, password, container, testbed.postgres_ready)
 
 
-@pytest.fixture(scope="module")
-def pair(servers: Any) -> Iterator[Pair]:
+@contextmanager
+def pair_of_servers() -> Iterator[Pair]:
     password = secrets.token_hex(16)
     started: list[testbed.Server] = []
     try:
@@ -75,6 +78,12 @@ def pair(servers: Any) -> Iterator[Pair]:
     finally:
         for server in started:
             server.stop()
+
+
+@pytest.fixture(scope="module")
+def pair(servers: Any) -> Iterator[Pair]:
+    with pair_of_servers() as started:
+        yield started
 
 
 @pytest.fixture
@@ -282,6 +291,98 @@ async def test_a_replica_in_a_black_hole_is_left_and_closing_ends(
         assert loop.time() - began < 10
 
 
+async def test_a_caller_in_a_hurry_says_nothing_of_the_replica(
+    pair: Pair, access: Access, proxies: faults.Proxies, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hurried(store: TimescaleStore) -> None:
+        with pytest.raises(DeadlineExceeded):
+            [found async for found in store.read(Reading, timeout="50ms")]
+        for call in (store.latest(Reading, timeout="50ms"), store.aggregate(Reading, values={"value": "count"})):
+            with pytest.raises(DeadlineExceeded):
+                async with deadline("50ms"):
+                    await call
+
+    with proxies.before(pair.replica) as proxy:
+        async with store_of(access, proxy.port) as store:
+            await store.append(row(0))
+            await caught_up(pair)
+            assert await answers(store) == [1, 1, 1]
+            assert store._replica is not None
+            proxy.slow(100)
+            await hurried(store)
+            assert store._replica.near() is not None
+            assert "not asked" not in caplog.text
+            assert await answers(store) == [1, 1, 1]
+
+
+async def test_a_replica_that_keeps_hurried_callers_waiting_is_looked_at(
+    pair: Pair, access: Access, proxies: faults.Proxies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "_LOOK_SECONDS", 1.0)
+    with proxies.before(pair.replica) as proxy:
+        async with store_of(access, proxy.port) as store:
+            await store.append(row(0))
+            await caught_up(pair)
+            assert await answers(store) == [1, 1, 1]
+            proxy.black_hole()
+
+            async def left() -> bool:
+                try:
+                    return bool(await store.latest(Reading, timeout="200ms"))
+                except TimeoutError:
+                    return False
+
+            await until(left, 20)
+            assert store._replica is not None
+            assert store._replica.near() is None
+
+
+async def test_a_replica_whose_pool_is_exhausted_leaves_the_primary_in_peace(pair: Pair, access: Access) -> None:
+    url = f"timescale://{access.role}@127.0.0.1:{pair.replica.port}/{access.database}?sslmode=disable"
+    settings = TimescaleSettings.load(replica_url=url, replica_lag=FAR, pool_size=1, acquire_timeout="200ms")
+    async with TimescaleStore(access.url.reveal(), project=access.project, settings=settings) as store:
+        await store.append(*map(row, range(3)))
+        await caught_up(pair)
+        reading = store.read(Reading)
+        await anext(reading)
+        assert store.pool.in_use == 0
+        with pytest.raises(PoolExhausted):
+            await store.latest(Reading)
+        assert len([found async for found in reading]) == 2
+        assert len(await store.latest(Reading, by=("site",))) == 3
+
+
+async def test_a_look_at_a_silent_replica_ends_before_its_bound(
+    pair: Pair, access: Access, proxies: faults.Proxies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "_LOOK_SECONDS", 1.0)
+    with proxies.before(pair.replica) as proxy:
+        async with store_of(access, proxy.port) as store:
+            assert store._replica is not None
+            assert store._replica.near() is not None
+            proxy.black_hole()
+            await asyncio.wait_for(store._replica._look(), 20)
+            assert store._replica.near() is None
+
+
+async def test_who_waited_long_for_the_replica_speaks_of_it(
+    pair: Pair, access: Access, proxies: faults.Proxies, caplog: pytest.LogCaptureFixture
+) -> None:
+    with proxies.before(pair.replica) as proxy:
+        async with store_of(access, proxy.port) as store:
+            await store.append(row(0))
+            await caught_up(pair)
+            assert await answers(store) == [1, 1, 1]
+            proxy.black_hole()
+            for call in (store.latest(Reading, timeout="1.2s"),):
+                with pytest.raises(DeadlineExceeded):
+                    await call
+            assert store._replica is not None
+            assert store._replica.near() is None
+            assert "not asked for now: DeadlineExceeded" in caplog.text
+            assert await answers(store) == [1, 1, 1], "the primary answers"
+
+
 async def test_a_server_that_is_no_replica_is_not_asked(
     pair: Pair, access: Access, timescaledb: testbed.Server
 ) -> None:
@@ -298,6 +399,79 @@ async def test_a_server_that_is_no_replica_is_not_asked(
                 await TimescaleStore(access.url.reveal(), project=access.project, settings=settings).open()
         finally:
             await operator.deprovision(access.project, force=True)
+
+
+async def demote(server: testbed.Server) -> None:
+    """Start it again as a server that only lets read, as a failover does with the primary that was."""
+    signal = 'touch "$PGDATA/standby.signal" && chown postgres "$PGDATA/standby.signal"'
+    code, output = server.container.get_wrapped_container().exec_run(["sh", "-c", signal])
+    assert code == 0, output
+    server.kill()
+    server.start_again()
+    await server.wait_until_ready()
+
+
+@pytest.fixture
+def own_pair(servers: Any) -> Iterator[Pair]:
+    with pair_of_servers() as started:
+        yield started
+
+
+async def test_a_failover_to_the_replica_is_followed(own_pair: Pair) -> None:
+    pair = own_pair
+    async with TimescaleProvisioner(admin_url(pair.primary)) as operator:
+        access = await operator.provision("acme")
+    way = Relay(pair.primary.port)
+    replica_url = f"timescale://{access.role}@127.0.0.1:{pair.replica.port}/{access.database}?sslmode=disable"
+    settings = TimescaleSettings.load(replica_url=replica_url, replica_lag="1s")
+    async with way:
+        url = url_at(access.url.reveal(), way.port)
+        async with TimescaleStore(url, project="acme", settings=settings) as store:
+            await store.append(row(0))
+            await caught_up(pair)
+
+            async def near() -> bool:
+                assert await answers(store) == [1, 1, 1]
+                return await asked_replica(pair, access)
+
+            await until(near)
+            async with admin(pair.replica) as connection:
+                assert await connection.fetchval("SELECT pg_promote()")
+            # Both let write now; what the store knows is what its own primary knows.
+            await store.append(row(1))
+
+            async def primary_alone() -> bool:
+                return await answers(store) == [2, 2, 2]
+
+            await until(primary_alone)
+            assert store._replica is not None
+            assert store._replica.near() is None
+
+            await demote(pair.primary)
+
+            async def reading() -> bool:
+                with suppress(BackendError):
+                    return await answers(store) == [2, 2, 2]
+                return False
+
+            await until(reading, 20)
+            async with store.pool.acquire() as one, store.pool.acquire() as other, store.pool.acquire() as third:
+                for connection in (one, other, third):
+                    assert await connection.fetch_value("SELECT pg_is_in_recovery()")
+            way.server = pair.replica.port  # as a name or a balancer does: connections stay where they are
+            with pytest.raises(Unavailable, match="25006") as refused:
+                await store.append(row(2))
+            assert refused.value.retryable
+            assert not refused.value.outcome_unknown
+            for number in (2, 3, 4):
+                assert await store.append(row(number)) == 1, "no connection to the old primary is handed out"
+            async with store.pool.acquire() as one, store.pool.acquire() as other:
+                assert not await one.fetch_value("SELECT pg_is_in_recovery()")
+                assert not await other.fetch_value("SELECT pg_is_in_recovery()")
+            # A second write to the old primary never reached the replica, as is in the nature of such a failover.
+            assert await answers(store) == [4, 4, 4]
+            assert sorted([found.site async for found in store.read(Reading)]) == ["s0", "s2", "s3", "s4"]
+            await store.check()
 
 
 def test_a_wrong_address_of_the_replica_names_the_setting_and_no_secret() -> None:

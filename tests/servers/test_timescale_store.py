@@ -7,9 +7,10 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psutil
 import pytest
@@ -27,11 +28,13 @@ from kmp_core.errors import (
     Unavailable,
     Unsupported,
 )
+from kmp_core.postgres import Contention
+from kmp_core.secrets import Secret
 from kmp_core.service import Service
 from kmp_storage.models import Measurement
 from kmp_storage.protocols import TimeSeriesStore
 from kmp_storage.series.time_buckets import segments
-from kmp_storage.timescale import TimescaleSettings, TimescaleStore, queries
+from kmp_storage.timescale import TimescaleSettings, TimescaleStore, queries, schema
 from kmp_storage.timescale.provisioning import Access, TimescaleProvisioner
 from postgres_bed import admin, admin_url, until, url_at
 
@@ -243,7 +246,7 @@ async def test_a_row_that_is_there_already_may_come_late(access: Access) -> None
         assert [row async for row in store.read(Delay)] == rows
 
 
-async def each(rows: list[Delay]) -> AsyncIterator[Delay]:
+async def each(rows: Iterable[Any]) -> AsyncIterator[Any]:
     for row in rows:
         yield row
 
@@ -353,6 +356,44 @@ async def test_a_refused_append_leaves_nothing_in_its_transaction(access: Access
         assert [row async for row in store.read(Delay)] == [delay(0), *rows[:-1], delay(5000)]
 
 
+@pytest.mark.parametrize("source", ["iterable", "async iterable"])
+@pytest.mark.parametrize("series", ["readings", "delays"])
+async def test_a_row_that_cannot_be_kept_leaves_the_transaction_to_its_caller(
+    access: Access, series: str, source: str
+) -> None:
+    make: Callable[[int], Any] = reading if series == "readings" else delay
+    rows = [make(number) for number in range(25_000)]
+    wrong = rows[0].model_copy(update={"value" if series == "readings" else "minutes": "hunter2"})
+
+    def fails() -> Iterator[Any]:
+        yield from rows[:3_000]
+        raise RuntimeError("the source's own")
+
+    def given(found: Iterable[Any]) -> Any:
+        return found if source == "iterable" else each(found)
+
+    async with store_of(access, pool_size=1) as store:
+        await store.append(make(100_000))
+        async with store.transaction() as transaction:
+            process = transaction.connection.server_process
+            await store.append(make(100_001), transaction=transaction)
+            with pytest.raises(InvalidInput, match=r"row 25000, (value|minutes)") as refused:
+                await store.append_all(given([*rows, wrong]), transaction=transaction)
+            assert "hunter2" not in str(refused.value)
+            with pytest.raises(RuntimeError, match="own"):
+                await store.append_all(given(fails()), transaction=transaction)
+            assert await transaction.fetch_value(f"SELECT count(*) FROM {series}") == 2
+            assert await store.append_all(given(rows[:10]), transaction=transaction) == 10
+        async with store.connection() as connection:
+            assert connection.server_process == process, "nobody's connection was lost"
+            assert await connection.fetch_value(f"SELECT count(*) FROM {series}") == 12
+        with pytest.raises(InvalidInput, match="row 25000"):
+            await store.append_all(given([*rows, wrong]))
+        async with store.connection() as connection:
+            assert connection.server_process == process
+            assert await connection.fetch_value(f"SELECT count(*) FROM {series}") == 12
+
+
 async def test_own_sql_runs_as_the_projects_role_in_its_schema(access: Access) -> None:
     async with store_of(access) as store:
         await store.append(delay(0), delay(1, minutes=3.0))
@@ -373,6 +414,26 @@ async def test_a_service_finds_the_store_by_its_scheme(access: Access, kmp_envir
         store = await service.get(TimeSeriesStore)
         assert isinstance(store, TimescaleStore)
         assert await store.append(delay(0)) == 1
+
+
+async def test_a_service_follows_a_secret_that_is_rotated(
+    apache: Access, timescaledb: testbed.Server, kmp_environment: Any
+) -> None:
+    kmp_environment.set("KMP_PROJECT", apache.project)
+    kmp_environment.set("KMP_STORAGE_TIMESERIES_URL", apache.url.reveal().replace(f":{password_of(apache)}@", "@"))
+    kmp_environment.set("KMP_STORAGE_TIMESCALE_PASSWORD_SECRET", "db-password")
+    kmp_environment.set("KMP_SECRET_DB_PASSWORD", password_of(apache))
+    async with Service("delays") as service:
+        store = await service.get(TimeSeriesStore)
+        await store.append(delay(0))
+        async with TimescaleProvisioner(admin_url(timescaledb)) as operator:
+            await operator.set_password(apache.project, Secret("the-next-password-1"))
+        kmp_environment.set("KMP_SECRET_DB_PASSWORD", "the-next-password-1")
+        async with admin(timescaledb) as connection:
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", apache.role
+            )
+        assert await store.append(delay(1)) == 1
 
 
 def password_of(access: Access) -> str:
@@ -426,7 +487,91 @@ async def test_a_sweep_that_is_blocked_does_not_fail_the_append(
         await until(swept)
 
 
+async def test_old_rows_go_a_bounded_number_at_a_time(access: Access) -> None:
+    old = datetime.now(UTC) - timedelta(days=30, seconds=1)  # in a chunk that also has rows to be kept
+    async with store_of(access) as store:
+        await store.append(Brief(time=datetime.now(UTC)))
+        assert store._sweeping is not None
+        await store._sweeping
+        async with store.transaction() as setup:
+            await setup.execute("CREATE TABLE statements (rows bigint)")
+            await setup.execute(
+                "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$BEGIN INSERT INTO statements VALUES (1); RETURN NULL; END$$"
+            )
+            await setup.execute(
+                "CREATE TRIGGER noting AFTER DELETE ON brief FOR EACH STATEMENT EXECUTE FUNCTION note()"
+            )
+            await setup.execute("INSERT INTO brief (time, site) SELECT $1, 'old' FROM generate_series(1, 45000)", old)
+    async with store_of(access) as store:
+        assert store._sweeping is not None
+        await store._sweeping
+        assert [row.site async for row in store.read(Brief)] == ["a"]
+        async with store.connection() as connection:
+            assert await connection.fetch_value("SELECT count(*) FROM statements") == 3
+
+
+async def test_one_of_many_sweeps_a_series(access: Access) -> None:
+    async with store_of(access) as store:
+        await store.append(Brief(time=datetime.now(UTC)))
+        assert store._sweeping is not None
+        await store._sweeping
+        async with store.transaction() as setup:
+            await setup.execute("INSERT INTO brief VALUES ($1, 'old')", datetime.now(UTC) - timedelta(days=99))
+        async with store.transaction() as sweeping:
+            await sweeping.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"kmp sweep:{access.schema}.brief"
+            )
+            async with store_of(access) as other:
+                assert other._sweeping is not None
+                await other._sweeping
+                assert {row.site async for row in other.read(Brief)} == {"a", "old"}
+        async with store_of(access) as other:
+            assert other._sweeping is not None
+            await other._sweeping
+            assert {row.site async for row in other.read(Brief)} == {"a"}
+
+
+async def test_opening_waits_for_no_long_sweep(access: Access) -> None:
+    async with store_of(access) as store:
+        await store.append(Brief(time=datetime.now(UTC)))
+        assert store._sweeping is not None
+        await store._sweeping  # or the lock of this one may still be held
+        async with store.transaction() as setup:
+            # In a chunk that also has rows to be kept, since whole chunks go without a trigger.
+            just_over = datetime.now(UTC) - timedelta(days=30, seconds=1)
+            await setup.execute("INSERT INTO brief (time, site) VALUES ($1, 'old')", just_over)
+            await setup.execute(
+                "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$BEGIN PERFORM pg_sleep(100); RETURN OLD; END$$"
+            )
+            await setup.execute("CREATE TRIGGER slow BEFORE DELETE ON brief FOR EACH ROW EXECUTE FUNCTION dawdle()")
+    async with store_of(access, timeout="90s", pool_size=2) as late:
+        assert late._sweeping is not None
+        assert not late._sweeping.done()
+        assert "a" in {row.site async for row in late.read(Brief)}
+
+
 # Time zones
+
+
+async def test_buckets_of_a_zone_reach_over_all_years(access: Access) -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    times = [
+        datetime(1, 2, 3, 4, 5, 6, tzinfo=UTC),
+        datetime(1980, 4, 6, 0, 30, tzinfo=UTC),
+        datetime(1980, 4, 6, 1, 30, tzinfo=UTC),  # the clock jumped between the two
+        datetime(2024, 10, 27, 0, 30, tzinfo=UTC),
+        datetime(2024, 10, 27, 1, 30, tzinfo=UTC),  # an hour later, at the same time of the clock
+        datetime(8000, 7, 8, 9, 10, tzinfo=UTC),
+    ]
+    async with store_of(access) as store:
+        await store.append(*(Reading(time=time, site="a", value=1.0) for time in times))
+        rows = await store.aggregate(
+            Reading, values={"value": "count"}, every="1h", zone="Europe/Berlin", timeout="60s"
+        )
+    expected = [time.astimezone(berlin).replace(minute=0, second=0).astimezone(UTC) for time in times]
+    assert [(row.time.astimezone(UTC), row["value_count"]) for row in rows if row.time] == [(e, 1) for e in expected]
 
 
 async def test_nobody_waits_while_the_changes_of_a_zone_are_looked_up(
@@ -523,6 +668,59 @@ async def test_calls_into_a_black_hole_end_with_their_deadline(
         began = loop.time()
         await store.close()
         assert loop.time() - began < 10
+
+
+async def test_a_stream_whose_connection_was_lost_is_not_sent_again(
+    apache: Access, timescaledb: testbed.Server, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+
+        def source() -> Iterator[Reading]:
+            for number in range(100_000):
+                if number == 50_000:
+                    proxy.cut()
+                    proxy.heal()
+                yield reading(number)
+
+        async with store_of(apache, proxy.port) as store:
+            await store.append(reading(-1))
+            with pytest.raises(BackendError):
+                await store.append_all(source())  # what is left of it would pass for the whole
+            assert len([row async for row in store.read(Reading)]) == 1
+
+
+async def test_a_change_that_has_to_wait_for_readers_keeps_nobody_else_waiting(
+    apache: Access, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wider(Measurement, series="readings", tags=("site",)):
+        site: str
+        value: float
+        gate: str | None = None
+
+    monkeypatch.setattr(schema, "_LOCK_SECONDS", 0.2)
+    async with store_of(apache) as store:
+        await store.append(reading(0))
+        async with store.transaction() as reader:
+            assert await reader.fetch_value("SELECT count(*) FROM readings") == 1
+            with pytest.raises(Contention):
+                await store.append(Wider(time=START, site="a", value=1.0), timeout="20s")
+        assert await store.append(Wider(time=START, site="a", value=1.0)) == 1
+
+
+async def test_the_end_of_a_slow_source_has_the_deadline_of_any_other_step(
+    apache: Access, timescaledb: testbed.Server, proxies: faults.Proxies
+) -> None:
+    with proxies.before(timescaledb) as proxy:
+
+        async def source() -> AsyncIterator[Reading]:
+            for number in range(5_000):
+                yield reading(number)
+            proxy.black_hole()
+
+        async with store_of(apache, proxy.port) as store:
+            await store.append(reading(-1))
+            with pytest.raises((DeadlineExceeded, Unavailable)):
+                await asyncio.wait_for(store.append_all(source(), timeout="500ms"), 20)
 
 
 async def test_acknowledged_rows_survive_a_killed_server_that_is_used_again_at_once(

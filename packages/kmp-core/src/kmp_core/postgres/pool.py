@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from kmp_core.deadlines import Timeout, deadline, within
-from kmp_core.errors import KmpError, Unauthenticated, Unavailable, Unsupported
+from kmp_core.errors import KmpError, LifecycleError, Unauthenticated, Unavailable, Unsupported
 from kmp_core.plugins import extra
 from kmp_core.pool_metrics import PoolMetrics
 from kmp_core.postgres.address import Address, Password
@@ -32,6 +32,7 @@ RESET = """
 """What DISCARD ALL does, but for the prepared statements, which are worth keeping. One exchange."""
 
 _LEAVE_SECONDS = 1.0
+_CLOSED = "the pool is closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class PostgresPool(Provider):
         self._turned_over_at = 0.0
         self._doubted_at = 0.0
         self._all_back: asyncio.Event | None = None
+        self._connecting: set[asyncio.Task[None]] = set()
 
     @property
     def size(self) -> int:
@@ -142,6 +144,10 @@ class PostgresPool(Provider):
     async def _close(self) -> None:
         self._slots.close()
         self._metrics.stop()
+        for task in self._connecting:
+            task.cancel()
+        if self._connecting:
+            await asyncio.wait(self._connecting, timeout=_LEAVE_SECONDS)
         await asyncio.gather(*(self._retire(connection) for connection in self._idle))
         self._idle.clear()
         if self._lent:
@@ -164,6 +170,9 @@ class PostgresPool(Provider):
             await self._slots.take(0.0 if seconds is None else seconds)
         try:
             connection = await self._ready()
+            if self.state != "open":
+                connection.terminate()
+                raise LifecycleError(_CLOSED)
         except BaseException:
             self._slots.give()
             raise
@@ -176,7 +185,29 @@ class PostgresPool(Provider):
             connection = self._idle.pop()
             if await self._lives(connection):
                 return connection
-        return await self._connect()
+        return await self._connect_until_closed()
+
+    async def _connect_until_closed(self) -> Connection:
+        """Connect in a task of its own, which closing the pool ends at once, whoever waits for it."""
+        made: list[Connection] = []
+
+        async def connect() -> None:
+            made.append(await self._connect())
+
+        task = asyncio.get_running_loop().create_task(connect())
+        self._connecting.add(task)
+        cancelled = _cancellations()
+        try:
+            await task
+            return made.pop()
+        except asyncio.CancelledError:
+            for connection in made:  # it was there in the very moment in which nobody wanted it any more
+                connection.terminate()
+            if self.state != "open" and _cancellations() == cancelled:
+                raise LifecycleError(_CLOSED) from None
+            raise
+        finally:
+            self._connecting.discard(task)
 
     async def _lives(self, connection: Connection) -> bool:
         if connection.is_closed or connection.made_at < self._turned_over_at or self._is_old(connection):
@@ -292,6 +323,11 @@ class PostgresPool(Provider):
 
     async def _retire(self, connection: Connection) -> None:
         await connection.end(_LEAVE_SECONDS)
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _now() -> float:

@@ -39,13 +39,20 @@ _zone = attrgetter("tzinfo")
 _fields = attrgetter("__dict__")
 
 
+class _TooEarly(Exception):
+    """A row's time is the very first moment: the driver's word for '-infinity', which no chunk covers."""
+
+
 def _datetimes(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
     if any(not issubclass(kind, datetime) for kind in set(map(type, values))):
         return None
     if values and values[0].utcoffset() is None:
         return None
     # A naive one among aware ones raises TypeError, faster than each is asked.
-    return values if not values or (min(values) >= _FIRST and max(values) <= _LAST) else None
+    first = min(values, default=_LAST)
+    if first == _FIRST and field.name == "time":
+        raise _TooEarly
+    return values if first >= _FIRST and max(values, default=_FIRST) <= _LAST else None
 
 
 def _dates(field: FieldType, values: Sequence[Any]) -> Sequence[Any] | None:
@@ -100,7 +107,12 @@ class TimescaleCodec(Codec[M]):
         columns = list(zip(*rows, strict=True))
         changed = False
         for index, (field, column) in enumerate(zip(self._ordered, columns, strict=False)):
-            encoded = encode_column(field, column, first_row=first_row, encoders=_POSTGRES)
+            try:
+                encoded = encode_column(field, column, first_row=first_row, encoders=_POSTGRES)
+            except _TooEarly:
+                row = first_row + column.index(_FIRST)
+                problem = "is the very first moment of the calendar, which PostgreSQL keeps for '-infinity'"
+                raise InvalidInput(field.name, problem, example="datetime(2013, 1, 1, tzinfo=UTC)", row=row) from None
             if encoded is not column:
                 columns[index] = tuple(encoded)
                 changed = True

@@ -118,7 +118,8 @@ async def _stretches(
 
 def _key(place: Place, every: Every, stretches: list[Segment], parameters: _Parameters) -> str:
     """SQL for a bucket's key: its beginning for buckets that split, else what the local clock shows, or months."""
-    offset = _by_stretch(stretches, [timedelta(microseconds=s.offset) for s in stretches], "interval", parameters)
+    stretch = _stretch(stretches, parameters)
+    offset = _by_stretch(stretch, [timedelta(microseconds=s.offset) for s in stretches], "interval", parameters)
     local = f"""((t."time" AT TIME ZONE 'UTC') + {offset})"""
     if every.unit == "months":
         index = f"(extract(year FROM {local})::int * 12 + extract(month FROM {local})::int - 1)"
@@ -132,18 +133,25 @@ def _key(place: Place, every: Every, stretches: list[Segment], parameters: _Para
     if len(stretches) == 1:
         return begin
     begins = [from_microseconds(stretch.begin) for stretch in stretches]
-    return f"greatest({begin}, {_by_stretch(stretches, begins, 'timestamptz', parameters)})"
+    return f"greatest({begin}, {_by_stretch(stretch, begins, 'timestamptz', parameters)})"
 
 
-def _by_stretch(stretches: list[Segment], values: list[Any], kind: str, parameters: _Parameters) -> str:
+def _stretch(stretches: list[Segment], parameters: _Parameters) -> str | None:
+    """SQL for the number of the stretch in which a row lies, found by halving; None where there is one alone.
+
+    As arrays, since a statement takes no more than 32,767 parameters, and thousands of years have more stretches.
+    """
+    if len(stretches) == 1:
+        return None
+    ends = [from_microseconds(stretch.end) for stretch in stretches[:-1]]
+    return f'width_bucket(t."time", {parameters.mark(ends, "timestamptz[]")}) + 1'
+
+
+def _by_stretch(stretch: str | None, values: list[Any], kind: str, parameters: _Parameters) -> str:
     """SQL for the value of the stretch in which a row lies."""
-    cases = [
-        f'WHEN t."time" < {parameters.mark(from_microseconds(stretch.end), "timestamptz")} '
-        f"THEN {parameters.mark(value, kind)}"
-        for stretch, value in zip(stretches[:-1], values[:-1], strict=True)
-    ]
-    last = parameters.mark(values[-1], kind)
-    return f"CASE {' '.join(cases)} ELSE {last} END" if cases else last
+    if stretch is None:
+        return parameters.mark(values[0], kind)
+    return f"({parameters.mark(values, f'{kind}[]')})[{stretch}]"
 
 
 def _row(codec: TimescaleCodec[Any], summary: Summary, values: tuple[Any, ...]) -> Row:

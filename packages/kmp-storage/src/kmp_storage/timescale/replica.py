@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from kmp_core.deadlines import deadline, detached
-from kmp_core.errors import ConfigurationError, Fault, KmpError
+from kmp_core.errors import ConfigurationError, DeadlineExceeded, Fault, KmpError
 from kmp_core.plugins import extra
 from kmp_core.postgres import PostgresPool
 
@@ -30,6 +30,12 @@ _LOOKS = 4
 
 _SOON = 1.0
 """Seconds until the next look at a replica that is not asked, at most."""
+
+_PATIENCE = 1.0
+"""Whoever waited so long in vain speaks of the replica; who was in a greater hurry speaks of their hurry."""
+
+_LOOK_SECONDS = 5.0
+"""So long a look takes at most: it asks nothing that takes time."""
 
 _PRIMARY = "SELECT (pg_current_wal_lsn() - '0/0')::bigint, (SELECT system_identifier FROM pg_control_system())"
 _REPLICA = (
@@ -75,9 +81,8 @@ class Replica:
         now = _now()
         near = self._as_of is not None and now - self._as_of <= self._seconds
         pause = self._seconds / _LOOKS if near else min(self._seconds / _LOOKS, _SOON)
-        if now - self._looked_at >= pause and (self._looking is None or self._looking.done()):
-            # Of nobody's call, and so without its deadline.
-            self._looking = asyncio.get_running_loop().create_task(self._look_again(), context=detached())
+        if now - self._looked_at >= pause:
+            self._look_soon()
         return self._pool if near else None
 
     def doubt(self, error: KmpError) -> None:
@@ -87,6 +92,18 @@ class Replica:
             _log.warning("the replica is not asked for now: %s", type(error).__name__)
         self._told = True
 
+    def late(self, seconds: float) -> None:
+        """Somebody's time was over after so many seconds. Where they were few, it is looked at before it is doubted."""
+        if seconds >= _PATIENCE:
+            self.doubt(DeadlineExceeded("the replica did not answer in time"))
+        else:
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        if self._looking is None or self._looking.done():
+            # Of nobody's call, and so without its deadline.
+            self._looking = asyncio.get_running_loop().create_task(self._look_again(), context=detached())
+
     async def _look_again(self) -> None:
         try:
             await self._look()
@@ -95,8 +112,8 @@ class Replica:
 
     async def _look(self) -> None:
         self._looked_at = _now()
-        # As patient as its bound: an answer that comes later would be of no use.
-        seconds = max(1.0, self._seconds)
+        # As patient as its bound, where that is short: an answer that comes later would be of no use.
+        seconds = max(1.0, min(self._seconds, _LOOK_SECONDS))
         try:
             async with deadline(seconds, what="looking for the replica", fresh=True, outcome_unknown=False):
                 if self._pool is None:

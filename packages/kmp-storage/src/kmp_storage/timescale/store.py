@@ -31,8 +31,17 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from kmp_core.breaker import Breaker
 from kmp_core.clock import SYSTEM_CLOCK, Clock
 from kmp_core.context import Context
-from kmp_core.deadlines import Timeout, deadline, detached, duration, within
-from kmp_core.errors import ConfigurationError, Conflict, Fault, InvalidInput, KmpError, PoolExhausted, Unsupported
+from kmp_core.deadlines import Timeout, deadline, detached, duration, remaining, within
+from kmp_core.errors import (
+    ConfigurationError,
+    Conflict,
+    DeadlineExceeded,
+    Fault,
+    InvalidInput,
+    KmpError,
+    PoolExhausted,
+    Unsupported,
+)
 from kmp_core.postgres import Address, Connection, Password, PoolOptions, PostgresPool, Transaction
 from kmp_core.project import Project, backend_name
 from kmp_core.resource import Provider
@@ -67,6 +76,8 @@ T = TypeVar("T")
 _log = logging.getLogger("kmp_storage.timescale")
 
 _UNDO_SECONDS = 2.0
+_OPENING_SWEEP_SECONDS = 2.0
+_TICK = 0.01  # what the event loop's clock may be ahead of the deadline
 
 
 class TimescaleStore(Provider, TimeSeriesStore):
@@ -253,7 +264,10 @@ class TimescaleStore(Provider, TimeSeriesStore):
                 await self._prepare(codec)
 
             async def store(connection: Connection) -> int:
-                return await write(connection, place, codec, stream.rows(), progress=stream.progress, timeout=seconds)
+                rows = stream.rows()
+                new = await write(connection, place, codec, rows, progress=stream.progress, timeout=seconds)
+                stream.check()
+                return new
 
             if transaction is not None:
                 return await _or_undone(transaction.connection, store)
@@ -311,7 +325,8 @@ class TimescaleStore(Provider, TimeSeriesStore):
 
         # The span ends with the first rows: between later ones it is the caller's code that runs.
         with self._telemetry.call("read"):
-            stack, chunks, rows = await self._near(begin) or await begin(self._pool)
+            async with deadline(seconds, what="the question", backend="timescale", outcome_unknown=False):
+                stack, chunks, rows = await self._near(begin) or await begin(self._pool)
         async with stack:
             while rows is not None:
                 for measurement in codec.decode([tuple(row) for row in rows]):
@@ -420,10 +435,20 @@ class TimescaleStore(Provider, TimeSeriesStore):
         """Ask the replica; None where the primary is to be asked."""
         if self._replica is None or (pool := self._replica.near()) is None:
             return None
+        began = time.monotonic()
         try:
             return await ask(pool)
         except PoolExhausted:
             raise  # what is too much for one of the two shall not fall upon the other
+        except asyncio.CancelledError:
+            # The deadline around the call arrives like this.
+            left = remaining()
+            if left is not None and left < _TICK:
+                self._replica.late(time.monotonic() - began)
+            raise
+        except DeadlineExceeded:
+            self._replica.late(time.monotonic() - began)
+            return None
         except KmpError as error:
             # What is wrong with the question says nothing of the replica, and the primary may know a newer table.
             if not isinstance(error, Conflict | InvalidInput | Unsupported):
@@ -469,8 +494,11 @@ class TimescaleStore(Provider, TimeSeriesStore):
             if codec.retention is not None and now >= self._swept.get(codec.series, 0.0):
                 self._swept[codec.series] = now + self.settings.sweep_every.total_seconds()
                 self._due[codec.series] = codec.retention
+        self._start_sweeping(self._where)
+
+    def _start_sweeping(self, place: schema.Place) -> None:
         if self._due and (self._sweeping is None or self._sweeping.done()):
-            sweeping = self._sweep_those_due(self._where)
+            sweeping = self._sweep_those_due(place)
             self._sweeping = asyncio.get_running_loop().create_task(sweeping, context=detached())
 
     async def _sweep_those_due(self, place: schema.Place) -> None:
@@ -483,8 +511,11 @@ class TimescaleStore(Provider, TimeSeriesStore):
             found = await connection.fetch(
                 f"SELECT name, retention FROM {place.catalogue} WHERE retention IS NOT NULL"  # noqa: S608
             )
-        for series, retention in found:
-            await self._sweep(place, series, retention)
+        self._due.update(map(tuple, found))
+        self._start_sweeping(place)
+        if self._sweeping is not None:
+            # What is soon done is done when the store opens; nobody's start waits for the rest.
+            await asyncio.wait((self._sweeping,), timeout=_OPENING_SWEEP_SECONDS)
 
     async def _sweep(self, place: schema.Place, series: str, retention: timedelta) -> None:
         """Delete what is too old. A failure is logged: it is no fault of whoever appends, and the next sweep tries."""

@@ -16,7 +16,11 @@ __all__ = ["Stream"]
 
 
 class Stream:
-    """Holds one chunk at a time. `progress` tells when each chunk was taken, so that a deadline bounds the chunk."""
+    """Holds one chunk at a time. `progress` tells when each chunk was taken, so that a deadline bounds the chunk.
+
+    Where the source fails, or comes to a row that cannot be kept, the rows just end and `check` raises why: the driver
+    never sees the error, which would cost the connection, and with it a caller's transaction.
+    """
 
     def __init__(self, source: Iterable[Any] | AsyncIterable[Any], size: int) -> None:
         self.progress = Progress()
@@ -26,6 +30,7 @@ class Stream:
         self._codec: TimescaleCodec[Any] | None = None
         self._later: Iterator[list[Any]] | AsyncIterator[list[Any]] = iter(())
         self._first: list[Any] = []
+        self._fault: Exception | None = None
 
     async def begin(self) -> TimescaleCodec[Any] | None:
         """Take the first chunk, which tells the class; None for an empty source."""
@@ -40,24 +45,36 @@ class Stream:
         return self._codec
 
     def rows(self) -> Iterator[Sequence[Any]] | AsyncIterator[Sequence[Any]]:
-        """All rows. Raises `InvalidInput` naming row and field when it comes to one that cannot be kept."""
+        """All rows, up to one that cannot be had or kept."""
         later = self._later
         if isinstance(later, AsyncIterator):
             return self._as_they_come(later)
-        return chain.from_iterable(map(self._encoded, chain((self._first,), later)))
+        return chain.from_iterable(self._chunks(later))
+
+    def check(self) -> None:
+        """Raise what ended the rows before their time: `InvalidInput` naming row and field, or the source's own."""
+        if self._fault is not None:
+            raise self._fault
+
+    def _chunks(self, later: Iterator[list[Any]]) -> Iterator[list[tuple[Any, ...]]]:
+        try:
+            for chunk in chain((self._first,), later):
+                yield self._encoded(chunk)
+        except Exception as error:
+            self._fault = error
 
     async def _as_they_come(self, later: AsyncIterator[list[Any]]) -> AsyncIterator[Sequence[Any]]:
-        for row in self._encoded(self._first):
-            yield row
-        while True:
-            # The source's own time is not the server's.
-            self.progress.pause()
-            chunk = await anext(later, None)
-            if chunk is None:
-                self.progress.step()
-                return
-            for row in self._encoded(chunk):
-                yield row
+        chunk: list[Any] | None = self._first
+        try:
+            while chunk is not None:
+                for row in self._encoded(chunk):
+                    yield row
+                # The source's own time is not the server's.
+                self.progress.pause()
+                chunk = await anext(later, None)
+        except Exception as error:
+            self._fault = error
+        self.progress.step()
 
     def _encoded(self, chunk: list[Any]) -> list[tuple[Any, ...]]:
         assert self._codec is not None
