@@ -170,18 +170,18 @@ async def compare(server: Redis | Timescale | S3, count: int) -> None:
                     print(f"\r{name}: {number:,} of {count:,} projects", end="", file=sys.stderr, flush=True)
             took = time.perf_counter() - began
             among = await server.measure(url, "bench0")
+            print(f"\r{name}: provisioning took {took / max(1, count - 1) * 1e3:.0f} ms a project", flush=True)
+            for call, seconds in among.items():
+                print(f"{call:<12}{alone[call]:>7,.0f} us alone, {seconds:,.0f} us as one of {count:,}", flush=True)
         finally:
             for other in others:
                 await server.remove(other)
         again = await server.measure(url, "bench0")
         await server.remove("bench0")
-    print(f"\r{name}: provisioning took {took / max(1, count - 1) * 1e3:.0f} ms a project")
-    print(f"{'call':<12}{'alone':>10}{f'of {count:,}':>12}{'ratio':>8}{'alone again':>14}")
-    for call, before in alone.items():
-        base = statistics.mean((before, again[call]))
-        verdict = "" if among[call] <= BUDGET * base else f"  beyond {BUDGET}"
-        shown = f"{call:<12}{before:>7,.0f} us{among[call]:>9,.0f} us{among[call] / base:>8.2f}{again[call]:>11,.0f} us"
-        print(shown + verdict)
+    for call, seconds in among.items():
+        base = statistics.mean((alone[call], again[call]))
+        verdict = "within" if seconds <= BUDGET * base else "BEYOND"
+        print(f"{call:<12}{again[call]:>7,.0f} us alone again; ratio {seconds / base:.2f}, {verdict} {BUDGET}")
 
 
 def main() -> None:
