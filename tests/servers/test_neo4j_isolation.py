@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from neo4j import GraphDatabase
@@ -12,9 +14,9 @@ import testbed
 from kmp_core.capability import spec_of
 from kmp_core.errors import ConfigurationError, InvalidInput, PermissionDenied, Unauthenticated
 from kmp_core.plugins import find
-from kmp_storage import GraphStore
+from kmp_storage import Edge, GraphStore, Node, models
 from kmp_storage.neo4j import Neo4jSettings, Neo4jStore, statements
-from kmp_storage.testing.graph import City
+from kmp_storage.testing.graph import City, Flies, flies
 
 Url = Callable[[testbed.Server], str]
 
@@ -78,6 +80,104 @@ async def test_community_has_no_database_of_ones_own(neo4j: testbed.Server) -> N
     settings = Neo4jSettings.load(database="acme")
     with pytest.raises(ConfigurationError, match="KMP_STORAGE_NEO4J_DATABASE"):
         await Neo4jStore(url(neo4j), project="acme", settings=settings).open()
+
+
+HOSTILE = (
+    "A` {code: 'x'}) SET n:Owned //",
+    "A`) DETACH DELETE (n) //",
+    "A\\u0060) SET n:Owned //",
+    "A\\u005cu0060",
+    "A``B",
+    "A B",
+    "A:Owned",
+    "Ａ",
+    "A\u200b",
+    "A\n",
+)
+
+
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes that the models would refuse: the store is the second guard."""
+    monkeypatch.setattr(models, "check_name", lambda *_: None)
+
+
+def hostile_classes(text: str) -> dict[str, tuple[type[Node], list[Node | Edge]]]:
+    """Classes that carry the text into each place of a statement where a name stands."""
+
+    class Labelled(Node, label=text, key="code"):
+        code: str
+
+    class Typed(Edge, type=text, source=City, target=City):
+        pass
+
+    class Keyed(Node, label="Keyed", key="code"):
+        code: str
+
+    class Having(Node, label="Having", key="code"):
+        code: str
+        size: int | None = None
+
+    rename(Keyed, "code", text)
+    rename(Having, "size", text)
+    return {
+        "label": (Labelled, [Labelled(code="A")]),
+        "type": (City, [Typed(source="A", target="B")]),
+        "key": (Keyed, [Keyed.model_construct({text}, **{text: "A"})]),
+        "property": (Having, [Having.model_construct({"code", text}, code="A", **{text: 1})]),
+    }
+
+
+def rename(model: type[Node], field: str, text: str) -> None:
+    """Give a field a name that Python's syntax has not."""
+    model.model_fields[text] = model.model_fields.pop(field)
+    if model.__kmp_node__.key == field:
+        model.__kmp_node__ = replace(model.__kmp_node__, key=text)
+
+
+async def everything(store: Neo4jStore) -> dict[str, Any]:
+    """All that is in the instance: nodes, edges, and the names of the schema."""
+    return {
+        "nodes": await store.run("MATCH (n) RETURN labels(n) AS labels, properties(n) AS has ORDER BY elementId(n)"),
+        "edges": await store.run("MATCH ()-[r]->() RETURN type(r) AS type, properties(r) AS has ORDER BY elementId(r)"),
+        "constraints": await store.run("SHOW CONSTRAINTS YIELD name RETURN name ORDER BY name"),
+        "indexes": await store.run("SHOW INDEXES YIELD name RETURN name ORDER BY name"),
+    }
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize("place", ["label", "type", "key", "property"])
+async def test_a_hostile_name_reaches_no_statement_of_the_server(
+    neo4j: testbed.Server, monkeypatch: pytest.MonkeyPatch, place: str, text: str
+) -> None:
+    async with Neo4jStore(url(neo4j), project="acme") as store:
+        await store.merge(City(code="A", name="mine"), flies("A", "B"))
+        before = await everything(store)
+        unchecked(monkeypatch)
+        model, items = hostile_classes(text)[place]
+        with pytest.raises(InvalidInput):
+            await store.merge(*items)
+        if place in ("label", "key"):
+            for call in (store.get(model, "A"), store.delete(model, "A"), store.neighbours(items[0], via=Flies)):
+                with pytest.raises(InvalidInput):
+                    await call
+        if place == "type":
+            with pytest.raises(InvalidInput):
+                await store.edges(type(items[0]))
+            with pytest.raises(InvalidInput):
+                await store.neighbours(City(code="A"), via=type(items[0]))
+        assert await everything(store) == before
+
+
+async def test_without_the_allow_list_the_server_does_what_a_hostile_name_says(
+    neo4j: testbed.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Neo4jStore(url(neo4j), project="acme") as store:
+        await store.merge(City(code="A", name="mine"))
+        unchecked(monkeypatch)
+        monkeypatch.setattr(statements, "name", lambda text: f"`{text}`")
+        model, _ = hostile_classes("ContractCity`) DETACH DELETE n //")["label"]
+        await store.delete(model, "A")
+        assert await store.get(City, "A") is None
 
 
 @pytest.mark.parametrize("text", ["a`b", "a\\u0060b", "a b", "é", "", "1a", "a" * 200, "a\n", "A` SET n.x=1 //", None])

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 from kmp_core.breaker import Breaker
-from kmp_core.deadlines import deadline, detached, remaining
-from kmp_core.errors import DeadlineExceeded, InvalidInput, OutcomeUnknown, PoolExhausted, Unavailable
+from kmp_core.deadlines import deadline, remaining
+from kmp_core.errors import DeadlineExceeded, InvalidInput, LifecycleError, OutcomeUnknown, PoolExhausted, Unavailable
 from kmp_core.plugins import extra
 from kmp_core.pool_metrics import PoolMetrics
 from kmp_core.retries import Retries
-from kmp_storage.neo4j import statements
+from kmp_storage.neo4j import internals, statements
 from kmp_storage.neo4j.address import Neo4jAddress
 from kmp_storage.neo4j.codec import sendable
 from kmp_storage.neo4j.errors import BACKEND, ERRORS, LOST
@@ -33,6 +33,7 @@ Transaction = neo4j.AsyncTransaction
 _LEAVE_SECONDS = 0.5
 _GRACE_SECONDS = 2.0
 _UNBOUNDED = 100_000
+_CLOSED = "the store was closed before the call had begun"
 
 
 class Connections:
@@ -50,7 +51,7 @@ class Connections:
         self._running = 0
         self._idle = asyncio.Event()
         self._closed = False
-        self._left: dict[neo4j.AsyncSession, asyncio.Task[None]] = {}
+        self._beginning: set[asyncio.Task[Transaction]] = set()
         with ERRORS.translating():
             self._driver = address.driver(
                 # Our slots bound the pool, first come, first served: the driver's wakes every waiter for each free one.
@@ -65,9 +66,8 @@ class Connections:
 
     @property
     def idle(self) -> int:
-        """How many connections lie ready. The driver keeps that to itself."""
-        pooled: Mapping[Any, Collection[Any]] = self._driver._pool.connections
-        return max(0, sum(map(len, pooled.values())) - self.in_use)
+        """How many connections lie ready."""
+        return max(0, len(internals.pooled(self._driver)) - self.in_use)
 
     async def bookmarks(self) -> frozenset[str]:
         """Where the calls so far have left the graph."""
@@ -78,20 +78,16 @@ class Connections:
         await self._bookmarks.update_bookmarks((), frozenset(bookmarks))
 
     async def close(self) -> None:
-        """Let running calls end for a moment, then close everything."""
+        """Let running calls end for a moment, then close everything. Who still connects does not begin any more."""
         self._closed = True
         self._metrics.stop()
+        for beginning in self._beginning:
+            beginning.cancel()
         if self._running:
             self._idle.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), _GRACE_SECONDS)
-        if self._left:
-            _, pending = await asyncio.wait(self._left.values(), timeout=_GRACE_SECONDS)
-            for task in pending:
-                task.cancel()
-            if pending:
-                await asyncio.wait(pending)
-        sockets = self._sockets()
+        sockets = internals.writers(self._driver)
         # A server that is gone answers no goodbye; the driver kills its connections where closing is cancelled.
         with suppress(TimeoutError, OSError, DriverError):
             await asyncio.wait_for(self._driver.close(), _GRACE_SECONDS)
@@ -102,11 +98,6 @@ class Connections:
         for writer in sockets:
             writer.transport.abort()
         await asyncio.sleep(0)  # a turn of the event loop, in which what was aborted is closed
-
-    def _sockets(self) -> list[asyncio.StreamWriter]:
-        pool: Any = getattr(self._driver, "_pool", None)  # there is no public way to them
-        connections = [one for some in pool.connections.values() for one in some]
-        return [one.socket._writer for one in connections if one.socket._writer is not None]
 
     async def read(self, work: Callable[[Transaction], Awaitable[T]], *, seconds: float | None) -> T:
         """Do the work in a transaction that reads; again where it failed in a way that passes."""
@@ -205,6 +196,8 @@ class Connections:
 
     @asynccontextmanager
     async def _driver_session(self, access: Access) -> AsyncIterator[neo4j.AsyncSession]:
+        if self._closed:
+            raise LifecycleError(_CLOSED)
         session = self._driver.session(
             database=self._settings.database,
             default_access_mode=access,
@@ -215,35 +208,24 @@ class Connections:
             yield session
         except asyncio.CancelledError:
             # Mid-exchange the answer is still to come: the connection goes, and with it the server's transaction.
-            if session not in self._left:
-                session.cancel()
+            session.cancel()
             raise
         finally:
-            if session not in self._left:
-                await session.close()
+            await session.close()
 
     async def _begin(self, session: neo4j.AsyncSession, *, timeout: float | None) -> Transaction:
-        """Begin a transaction. The driver loses the socket of a connection whose making is cancelled, so it never is:
-        the connection is made to its end by a task of its own, and then closed."""
-        beginning = asyncio.create_task(session.begin_transaction(timeout=timeout), context=detached())
+        """Begin a transaction, on a new connection where none is idle, in a task that closing can cut."""
+        beginning = asyncio.create_task(_begun(session, timeout))
+        self._beginning.add(beginning)
         try:
-            return await asyncio.shield(beginning)
+            return await beginning
         except asyncio.CancelledError:
-            self._left[session] = asyncio.create_task(self._leave(session, beginning), context=detached())
+            caller = asyncio.current_task()
+            if caller is not None and not caller.cancelling():  # but the store was closed
+                raise LifecycleError(_CLOSED) from None
             raise
-
-    async def _leave(self, session: neo4j.AsyncSession, beginning: asyncio.Task[Transaction]) -> None:
-        try:
-            await asyncio.wait((beginning,), timeout=self._settings.connect_timeout.total_seconds())
         finally:
-            beginning.cancel()
-            await asyncio.wait((beginning,))
-            if not beginning.cancelled():
-                beginning.exception()  # nobody waits for it any more
-            session.cancel()
-            with suppress(Exception):
-                await session.close()
-            self._left.pop(session, None)
+            self._beginning.discard(beginning)
 
     @asynccontextmanager
     async def _chunk(self, seconds: float | None) -> AsyncIterator[None]:
@@ -258,7 +240,7 @@ class Connections:
                 yield
         except Exception as error:
             # Closing takes the connections away from under a call, which the driver reports in many ways.
-            if not self._closed or isinstance(error, Unavailable | DeadlineExceeded):
+            if not self._closed or isinstance(error, Unavailable | DeadlineExceeded | LifecycleError):
                 raise
             raise OutcomeUnknown("the store was closed while the call was running", backend=BACKEND) from error
 
@@ -271,6 +253,15 @@ class Connections:
             self._running -= 1
             if not self._running:
                 self._idle.set()
+
+
+async def _begun(session: neo4j.AsyncSession, timeout: float | None) -> Transaction:
+    try:
+        return await session.begin_transaction(timeout=timeout)
+    except asyncio.CancelledError as error:
+        session.cancel()
+        internals.close_forgotten_sockets(error)
+        raise
 
 
 async def _commit(transaction: Transaction, access: Access) -> None:
