@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 from urllib.parse import quote_plus
@@ -13,7 +14,7 @@ from pydantic import SecretStr
 from kmp_core.errors import ConfigurationError, InvalidInput, PermissionDenied, Unauthenticated
 from kmp_core.tokens import jws
 from kmp_core.tokens.authority import Credential, DevelopmentAuthority
-from kmp_core.tokens.authority_app import authority_app
+from kmp_core.tokens.authority_app import _Attempts, _Refused, authority_app
 
 FORM = {"grant_type": "client_credentials"}
 
@@ -169,6 +170,31 @@ async def test_guesser_locks_out_only_its_own_address(authority: DevelopmentAuth
         chosen = credential if secret is None else Credential(credential.client_id, SecretStr(secret))
         async with httpx.AsyncClient(transport=transport, base_url=authority.issuer) as http:
             assert (await ask(http, chosen, audience="delays")).status_code == status
+
+
+async def test_credentials_count_as_basic_authentication_alone_and_in_one_spelling(
+    http: httpx.AsyncClient, credential: Credential
+) -> None:
+    encoded = base64.b64encode(":".join(map(quote_plus, basic(credential))).encode()).decode()
+    for authorization, status in (
+        (f"Basic {encoded}", 200),
+        (f"Bearer {encoded}", 401),
+        (f"Basic {encoded[:4]}!{encoded[4:]}", 401),
+        (f"Basic {encoded[:4]} {encoded[4:]}", 401),
+    ):
+        answer = await http.post(
+            "/token", data={**FORM, "audience": "delays"}, headers={"authorization": authorization}
+        )
+        assert answer.status_code == status, authorization
+
+
+def test_what_is_remembered_of_guessers_is_bounded(authority: DevelopmentAuthority) -> None:
+    attempts = _Attempts(authority, 1, 60.0)
+    for number in range(10_100):
+        attempts.failed((f"client-{number}", "10.0.0.1"))
+    assert len(attempts._failures) == 10_000
+    with pytest.raises(_Refused):
+        attempts.check(("client-10099", "10.0.0.1"))
 
 
 async def test_keys_and_metadata_are_published(authority: DevelopmentAuthority, http: httpx.AsyncClient) -> None:

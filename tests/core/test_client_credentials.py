@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 import httpx
 import pytest
 
+from kmp_core.deadlines import deadline
 from kmp_core.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -232,6 +233,24 @@ async def test_one_caller_that_gives_up_does_not_end_the_fetch_for_the_others() 
     assert len(authority.asked) == 1
 
 
+async def test_the_deadline_of_who_asked_first_does_not_bound_the_fetch_for_the_others() -> None:
+    authority = Authority({})
+    authority.may_answer.clear()
+    async with scripted(authority) as tokens:
+
+        async def impatient() -> None:
+            async with deadline("50ms"):
+                await tokens.token("a")
+
+        first = asyncio.create_task(impatient())
+        await authority.was_asked.wait()
+        second = asyncio.create_task(tokens.token("a"))
+        with pytest.raises(DeadlineExceeded):
+            await first
+        authority.may_answer.set()
+        assert await second == "t1"
+
+
 async def test_forgotten_token_is_fetched_anew_and_others_are_not() -> None:
     authority = Authority({})
     async with scripted(authority) as tokens:
@@ -250,7 +269,7 @@ async def test_forgotten_token_is_fetched_anew_and_others_are_not() -> None:
         b"<html>",
         b"[]",
         b'{"access_token":"a","access_token":"b","token_type":"Bearer"}',
-        b"{" + b" " * 70_000 + b"}",
+        b'{"access_token":"a","token_type":"Bearer"' + b" " * 70_000 + b"}",
         {"access_token": 1},
         {"access_token": ""},
         {"access_token": "a\r\nx-evil: 1"},
@@ -264,6 +283,7 @@ async def test_forgotten_token_is_fetched_anew_and_others_are_not() -> None:
         {"expires_in": 10**30},
         {"status": 400, "error": "unheard_of"},
         {"status": 400, "error": {"a": 1}},
+        {"status": 302, "error": "invalid_client"},
         (302, {"location": "https://elsewhere.example/token"}),
     ],
     ids=lambda answer: str(answer)[:40],

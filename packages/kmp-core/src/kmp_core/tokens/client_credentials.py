@@ -168,7 +168,6 @@ class ClientCredentials(Provider):
         for flight in flights:
             with contextlib.suppress(asyncio.CancelledError, KmpError):
                 await flight
-        self._held.clear()
         await self._http.aclose()
 
     async def _check(self) -> None:
