@@ -6,7 +6,7 @@ import pytest
 
 from kmp_messaging import Event
 from kmp_messaging.envelope import Decoder, Encoder, trace_attribute
-from kmp_messaging.errors import UndeliverableEvent
+from kmp_messaging.errors import InvalidEvent, MalformedEvent, UndeliverableEvent, UnknownEventType
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -100,3 +100,44 @@ def test_what_is_remembered_of_strangers_is_bounded(warm):
         content = contents()[0].replace(b"/ns/acme/sa/delays", b"/ns/acme/sa/d%d" % number)
         warm.decode(content)
     assert len(warm._heads) <= 1000
+
+
+BEFORE = b'{"specversion":"1.0","id":"1","source":"/x","type":"Written"'
+HOSTILE = {
+    "nothing": (b"", MalformedEvent),
+    "NUL": (b"\0", MalformedEvent),
+    "null": (b"null", MalformedEvent),
+    "list": (b"[]", MalformedEvent),
+    "UTF-16": ((BEFORE + b',"data":{"who":"ann"}}').decode().encode("utf-16"), MalformedEvent),
+    "byte order mark": (b"\xef\xbb\xbf" + BEFORE + b',"data":{"who":"ann"}}', MalformedEvent),
+    "two": ((BEFORE + b',"data":{"who":"ann"}}') * 2, MalformedEvent),
+    "deep": (BEFORE + b',"data":{"who":"ann","x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}", MalformedEvent),
+    "deep and open": (BEFORE + b',"data":' + b'{"a":' * 200_000, MalformedEvent),
+    "lone surrogate": (BEFORE + b',"data":{"who":"\\ud800"}}', MalformedEvent),
+    "Latin-1": (BEFORE + b',"data":{"who":"\xe9"}}', MalformedEvent),
+    "raw control character": (BEFORE + b',"data":{"who":"a\x00b"}}', MalformedEvent),
+    "many digits": (BEFORE + b',"data":{"who":"ann","number":' + b"9" * 5000 + b"}}", MalformedEvent),
+    "1e400": (BEFORE + b',"data":{"who":"ann","number":1e400}}', InvalidEvent),
+    "NaN": (BEFORE + b',"data":{"who":"ann","number":NaN}}', InvalidEvent),
+    "half": (BEFORE + b',"data":{"who":"ann","number":0.5}}', InvalidEvent),
+    "naive time": (BEFORE + b',"data":{"who":"ann","time":"2013-01-01T00:00:00"}}', InvalidEvent),
+    "time beyond": (BEFORE + b',"data":{"who":"ann","time":1e400}}', InvalidEvent),
+    "time that is none": (BEFORE + b',"time":"never","data":{"who":"ann"}}', InvalidEvent),
+    "key that is a number": (BEFORE + b',"partitionkey":7,"data":{"who":"ann"}}', MalformedEvent),
+    "id that is an object": (BEFORE.replace(b'"1",', b"{},") + b',"data":{"who":"ann"}}', MalformedEvent),
+    "stranger": (BEFORE.replace(b"Written", b"Wri\\u0000ted") + b',"data":{"who":"ann"}}', UnknownEventType),
+}
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize(("content", "error"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_bytes_are_a_typed_error_and_nothing_else(content, error, warm):
+    decoder = Decoder("test.written")
+    decoder.add(Written)
+    good = BEFORE + b',"data":{"who":"ann"}}'
+    if warm:
+        decoder.decode(good)
+    with pytest.raises(error) as refused:
+        decoder.decode(content)
+    assert len(str(refused.value)) < 500
+    assert decoder.decode(good)[0].who == "ann"

@@ -246,6 +246,16 @@ class EventBusContract(ProviderContract):
         [
             (b"\x00\xff not json \n at all", "MalformedEvent"),
             (b"{}", "MalformedEvent"),
+            (b'{"specversion":"1.0","id":"1","source":"/x","type":"Noted","data":' + b"[" * 100_000, "MalformedEvent"),
+            (b'{"specversion":"1.0","id":"\\ud800","source":"/x","type":"Noted","data":{"who":"a"}}', "MalformedEvent"),
+            (
+                b'{"specversion":"1.0","id":"a\\u0000","source":"/x","type":"No\\u0000ted","data":{}}',
+                "UnknownEventType",
+            ),
+            (
+                b'{"specversion":"1.0","id":"1","source":"/x","type":"Noted","data":{"who":"ann","number":1e400}}',
+                "InvalidEvent",
+            ),
             (
                 b'{"specversion":"1.0","id":"1","source":"/x","type":"Stranger","data":{}}',
                 "UnknownEventType",
