@@ -232,6 +232,26 @@ async def test_a_file_that_turns_into_a_link_after_it_was_looked_at_is_not_follo
             await store.get("password")
 
 
+async def test_a_rotation_between_the_look_and_the_reading_is_no_missing_secret(tmp_path, monkeypatch):
+    mount = tmp_path / "mount"
+    for version, value in (("..1", "old"), ("..2", "new")):
+        (mount / version).mkdir(parents=True)
+        (mount / version / "password").write_text(value)
+    (mount / "..data").symlink_to("..1")
+    (mount / "password").symlink_to("..data/password")
+
+    def rotated(path, **flags):
+        monkeypatch.undo()
+        (mount / "..tmp").symlink_to("..2")
+        (mount / "..tmp").rename(mount / "..data")
+        shutil.rmtree(mount / "..1")
+        return read_small_file(path, **flags)
+
+    async with MountedSecrets(f"file://{mount}", settings=QUICK) as store:
+        monkeypatch.setattr(embedded, "read_small_file", rotated)
+        assert (await store.get("password")).reveal() == "new"
+
+
 async def test_a_neighbour_directory_with_a_longer_name_is_outside(tmp_path):
     (tmp_path / "acme").mkdir()
     (tmp_path / "acme2").mkdir()

@@ -225,6 +225,22 @@ async def test_a_circle_that_two_callers_enter_at_once_is_found_too(kmp_service,
     assert all(isinstance(outcome, ConfigurationError) for outcome in outcomes)
 
 
+async def test_nothing_is_opened_any_more_while_the_service_closes(kmp_service):
+    class Late(Fake):
+        async def _close(self) -> None:
+            with pytest.raises(LifecycleError, match="closing: nothing is opened any more"):
+                await self.context.get(Side)
+            await super()._close()
+
+    plugins.forget()
+    plugins.register(Base, "fake", Late)
+    plugins.register(Side, "fake", Fake)
+    async with kmp_service as service:
+        await service.get(Base)
+    assert [line for line in Fake.log if "side" in line] == []
+    assert Fake.log[-1] == "close base"
+
+
 async def test_a_replaced_provider_is_used_opened_and_closed(kmp_service):
     provider = Fake("fake:mine")
     kmp_service.replace(Base).by(provider)

@@ -222,6 +222,13 @@ async def test_closing_interrupts_what_is_running_and_tells_its_caller(path):
     assert [type(outcome) for outcome in outcomes] == [LifecycleError] * 3
 
 
+async def test_a_file_s_schema_is_not_trusted(path):
+    """A view or trigger that somebody planted in a file may call nothing that reaches beyond it."""
+    async with opened(path) as database:
+        for ask in (database.read, database.write):
+            assert await ask(lambda c: c.execute("PRAGMA trusted_schema").fetchone()) == (0,)
+
+
 async def test_use_before_open_after_close_and_a_second_open_are_refused(path):
     database = Database(path, project=ACME, capability="storage.notes", migrations=SCHEMA)
     with pytest.raises(LifecycleError, match="not open"):

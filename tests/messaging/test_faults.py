@@ -121,6 +121,21 @@ async def test_a_locked_file_ends_publishing_in_time_with_nothing_written(tmp_pa
         assert 2 <= await count(bus) <= 2 + unknown
 
 
+async def test_a_call_whose_turn_never_came_wrote_nothing_and_says_so(tmp_path):
+    async with bus_in(tmp_path) as bus:
+        await bus.publish(Told(who="ann"))
+        with contextlib.closing(sqlite3.connect(tmp_path / "bus.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            first = asyncio.create_task(bus.publish(Told(who="ann"), timeout="60s"))
+            await until(lambda: bus._publisher._busy)
+            with pytest.raises(DeadlineExceeded, match="nothing was written") as late:
+                await bus.publish(Told(who="bob"), timeout=0.1)
+            assert not late.value.outcome_unknown
+            assert not first.done()
+        await first
+        assert await count(bus) == 2
+
+
 async def test_cancelled_publishing_is_all_or_nothing(tmp_path):
     async with bus_in(tmp_path) as bus:
         for turns in range(30):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sqlite3
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
@@ -126,6 +127,16 @@ async def test_the_store_is_private_to_its_user(tmp_path: Path) -> None:
 
 
 # What is left behind
+
+
+@pytest.mark.parametrize("part", ["objects", "incoming"])
+async def test_a_store_that_was_removed_fails_its_check(tmp_path: Path, part: str) -> None:
+    async with FileBucket(directory=tmp_path) as bucket:
+        await bucket.put("key", b"1")
+        await bucket.check()
+        shutil.rmtree(tmp_path / "bucket" / part)
+        with pytest.raises(Unavailable, match="was removed while it was in use"):
+            await bucket.check()
 
 
 async def test_replaced_deleted_and_failed_puts_leave_no_file(tmp_path: Path) -> None:
