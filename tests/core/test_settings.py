@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+import pickle
 import re
 import traceback
 from datetime import date, timedelta
@@ -574,3 +576,12 @@ def test_a_url_is_shown_without_credentials(text, shown):
     assert redact_url(text) == shown
     assert "hunter2" not in f"{ConnectionUrl(text)!r} {ConnectionUrl(text)}"
     assert ConnectionUrl(text).reveal() == text
+
+
+def test_a_url_may_be_copied_and_leaves_the_process_only_when_revealed():
+    url = ConnectionUrl("redis://app:hunter2@cache/0")
+    assert copy.copy(url) == copy.deepcopy(url) == url
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError, match="is not pickled") as refused:
+            pickle.dumps(url, protocol)
+        assert "hunter2" not in str(refused.value)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from kmp_core.deadlines import deadline
 from kmp_core.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
 from kmp_messaging import BusSettings, Event, metadata_of
 from kmp_messaging.embedded import SqliteBus
+from kmp_messaging.embedded.failures import jitter
 from kmp_messaging.testing.samples import until
 from small_disks import mounted, remount
 
@@ -134,6 +136,60 @@ async def test_a_call_whose_turn_never_came_wrote_nothing_and_says_so(tmp_path):
             assert not first.done()
         await first
         assert await count(bus) == 2
+
+
+async def test_the_deadline_of_who_came_first_does_not_bound_those_who_waited_behind(tmp_path):
+    async with bus_in(tmp_path) as bus:
+        await bus.publish(Told(who="ann"))
+        with contextlib.closing(sqlite3.connect(tmp_path / "bus.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+
+            async def impatient() -> None:
+                async with deadline("300ms"):
+                    await bus.publish(Told(who="ann"))
+
+            first = asyncio.create_task(impatient())
+            await until(lambda: bus._publisher._busy)
+            second = asyncio.create_task(bus.publish(Told(who="bob"), timeout="60s"))
+            with pytest.raises(DeadlineExceeded):
+                await first
+        await second
+        assert await count(bus) == 2
+
+
+async def test_a_topic_that_was_full_hides_no_outcome_that_is_unknown(tmp_path, monkeypatch):
+    async with bus_in(tmp_path) as bus:
+        outcomes = [Overloaded("full", retry_after=0), DeadlineExceeded("sent", outcome_unknown=True)]
+
+        async def submit(*arguments):
+            raise outcomes.pop(0)
+
+        monkeypatch.setattr(bus._publisher, "_submit", submit)
+        with pytest.raises(DeadlineExceeded) as late:
+            await bus.publish(Told(who="ann"), timeout="60s")
+        assert late.value.outcome_unknown
+        assert outcomes == []
+
+
+def test_the_wait_before_a_retry_is_bounded_however_often_it_failed():
+    for failures in (1, 2, 40, 5000):
+        assert all(0 <= jitter(failures, 0.1, 30.0) <= min(30.0, 0.1 * 2.0 ** min(failures, 20)) for _ in range(20))
+
+
+async def test_calls_that_share_a_transaction_are_no_more_than_it_may_hold(tmp_path, monkeypatch):
+    async with bus_in(tmp_path) as bus:
+        sizes, append = [], bus._publisher._append
+        monkeypatch.setattr(bus._publisher, "_append", lambda c, batch: (sizes.append(batch.size), append(c, batch)))
+        await bus.publish(Told(who="ann"))
+        with contextlib.closing(sqlite3.connect(tmp_path / "bus.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            large = [Told(who="ann", text="x" * 900_000) for _ in range(3)]
+            calls = [asyncio.create_task(bus.publish(*large, timeout="60s")) for _ in range(10)]
+            await until(lambda: len(bus._publisher._queue) == 9)
+        await asyncio.gather(*calls)
+        assert await count(bus) == 31
+    assert max(sizes) < 11 * 1024**2
+    assert 4 <= len(sizes) < 10, "each call had a transaction of its own, or all had one"
 
 
 async def test_cancelled_publishing_is_all_or_nothing(tmp_path):

@@ -49,6 +49,12 @@ class ConnectionUrl:
     def __hash__(self) -> int:
         return hash(self._text)
 
+    def __copy__(self) -> ConnectionUrl:
+        return self  # it cannot be changed
+
+    def __deepcopy__(self, memo: object) -> ConnectionUrl:
+        return self
+
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a connection URL is not pickled, since it may hold a password; reveal() it yourself")
 

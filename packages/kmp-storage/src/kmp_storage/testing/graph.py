@@ -246,6 +246,10 @@ class GraphStoreContract(ProviderContract):
             assert await graph.delete(City, "B")
             assert not await graph.delete(City, "B")
             assert await graph.edges(Flies) == [flies("C", "A")]
+            # Whoever comes into the place of a node that is gone inherits no edge of it.
+            assert await graph.delete(City, "C")
+            await graph.merge(City(code="D"), City(code="B"), City(code="C"))
+            assert await graph.edges(Flies) == []
 
     # Asking
 
