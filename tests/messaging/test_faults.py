@@ -179,7 +179,12 @@ def test_the_wait_before_a_retry_is_bounded_however_often_it_failed():
 async def test_calls_that_share_a_transaction_are_no_more_than_it_may_hold(tmp_path, monkeypatch):
     async with bus_in(tmp_path) as bus:
         sizes, append = [], bus._publisher._append
-        monkeypatch.setattr(bus._publisher, "_append", lambda c, batch: (sizes.append(batch.size), append(c, batch)))
+
+        def watched(connection, batch):
+            sizes.append(batch.size)
+            append(connection, batch)
+
+        monkeypatch.setattr(bus._publisher, "_append", watched)
         await bus.publish(Told(who="ann"))
         with contextlib.closing(sqlite3.connect(tmp_path / "bus.db", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
