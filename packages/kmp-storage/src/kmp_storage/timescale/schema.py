@@ -107,11 +107,8 @@ async def prepare(connection: Connection, place: Place, codec: TimescaleCodec[An
             column = f"{quoted(name)} {SQL_TYPES[kind]}"
             await connection.execute(f"ALTER TABLE {place.table(codec.series)} ADD COLUMN {column}")
     await _index_tags(connection, place, codec)
-    # A field of another version of the class stays known; only looser, never stricter.
-    merged = {**stored.fields, **declared}
-    for name in stored.fields.keys() & declared.keys():
-        merged[name] = (declared[name][0], stored.fields[name][1] or declared[name][1])
-    await _save(connection, place, codec, merged)
+    # A field of another version of the class stays known. None becomes stricter, or it would have been refused.
+    await _save(connection, place, codec, {**stored.fields, **declared})
 
 
 async def _create(connection: Connection, place: Place, codec: TimescaleCodec[Any], chunk_interval: timedelta) -> None:
