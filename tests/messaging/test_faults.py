@@ -12,6 +12,7 @@ from kmp_core.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavaila
 from kmp_messaging import BusSettings, Event, metadata_of
 from kmp_messaging.embedded import SqliteBus
 from kmp_messaging.embedded.failures import jitter
+from kmp_messaging.embedded.log import append
 from kmp_messaging.testing.samples import until
 from small_disks import mounted, remount
 
@@ -393,3 +394,22 @@ async def test_settings_are_checked_with_their_units():
     settings = BusSettings(lease="1500ms", event_size="2MiB")
     assert settings.lease.total_seconds() == 1.5
     assert settings.event_size == 2 * 1024**2
+
+
+async def test_a_stranger_s_type_takes_no_more_of_a_letter_than_a_type_may_have(tmp_path):
+    content = b'{"specversion":"1.0","id":"1","source":"/x","type":"' + b"T" * 5000 + b'","data":{}}'
+
+    async def handle(event: Told) -> None:
+        raise AssertionError
+
+    async with bus_in(tmp_path) as bus:
+        topic = await bus._store.topic("test.told")
+        await bus._store.write(lambda c: append(c, {topic.slots[0]: [content]}))
+        bus.subscribe(Told, handle, group="g", retries=0)
+        await bus.start()
+        letters = []
+        async with asyncio.timeout(30):
+            while not letters:
+                letters = [letter async for letter in bus.dead_letters()]
+                await asyncio.sleep(0.01)
+    assert (letters[0].type, letters[0].content) == ("T" * 200, content)

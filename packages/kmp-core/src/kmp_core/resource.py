@@ -21,6 +21,10 @@ from kmp_core.errors import LifecycleError
 
 __all__ = ["Intake", "Provider", "Resource", "State"]
 
+_here = [os.getpid()]
+"""The process that this is, which every call compares: without the system call that asks for it."""
+os.register_at_fork(after_in_child=lambda: _here.__setitem__(0, os.getpid()))
+
 State = Literal["new", "opening", "open", "closing", "closed"]
 
 
@@ -150,7 +154,7 @@ class Provider(Resource):
 
     def ensure_open(self) -> None:
         """Raise `LifecycleError` unless the resource is open in this very process, and called in its event loop."""
-        if self._state == "open" and self._pid == os.getpid() and self._loop is _get_running_loop():
+        if self._state == "open" and self._pid == _here[0] and self._loop is _get_running_loop():
             return
         if self._state == "open" and self._pid == os.getpid():
             raise LifecycleError(
