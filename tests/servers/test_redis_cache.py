@@ -23,6 +23,7 @@ from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
 
 PASSWORD = Secret("gate 7")
+PATIENT = {"outage": "error", "timeout": "10s", "connect_timeout": "10s"}
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def url(admin: RedisProvisioner, redis_server: testbed.Server) -> str:
 
 
 def cache_at(url: str, **settings: Any) -> RedisCache:
-    return RedisCache(url, project="gates", settings=RedisSettings.load(**{"outage": "error", **settings}))
+    return RedisCache(url, project="gates", settings=RedisSettings.load(**{**PATIENT, **settings}))
 
 
 async def load() -> bytes:

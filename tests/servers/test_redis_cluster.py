@@ -60,7 +60,7 @@ def url(cluster: testbed.Server, project: str = "acme") -> str:
 
 
 def cache_at(cluster: testbed.Server, **settings: Any) -> RedisCache:
-    loaded = RedisSettings.load(**{"outage": "error", "timeout": "5s", **settings})
+    loaded = RedisSettings.load(**{"outage": "error", "timeout": "5s", "connect_timeout": "5s", **settings})
     return RedisCache(url(cluster), project="acme", settings=loaded)
 
 

@@ -21,7 +21,9 @@ def certified(redis_over_tls: Certified) -> Certified:
 
 def cache_at(certified: Certified, *, host: str = "localhost", scheme: str = "rediss", **settings: Any) -> RedisCache:
     url = f"{scheme}://default:{certified.server.password}@{host}:{certified.server.port}"
-    return RedisCache(url, project="private", settings=RedisSettings.load(**settings))
+    # Patient: on a busy machine a handshake takes its time, and what is too slow is an outage, which is a miss.
+    loaded = RedisSettings.load(**{"timeout": "20s", "connect_timeout": "20s", **settings})
+    return RedisCache(url, project="private", settings=loaded)
 
 
 async def test_it_works_over_tls(certified: Certified) -> None:
