@@ -14,11 +14,12 @@ from pydantic import BaseModel
 
 import testbed
 from kmp_core.context import Context
-from kmp_core.errors import ConfigurationError, Conflict, InvalidInput
+from kmp_core.errors import ConfigurationError, Conflict, InvalidInput, PermissionDenied, Unavailable
 from kmp_core.project import Environment, Project, ServiceName
 from kmp_core.secrets import Secret, SecretStore
 from kmp_storage.redis import RedisCache, RedisSettings
-from kmp_storage.redis.connections import Connections
+from kmp_storage.redis.connections import Connections, Session
+from kmp_storage.redis.loads import Loads
 from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
 
@@ -112,6 +113,57 @@ async def test_who_leaves_a_batch_takes_nobody_along(url: str) -> None:
         assert outcomes[1::2] == [b"1"] * 5
 
 
+async def test_who_asks_after_a_change_gets_no_load_from_before_it(url: str) -> None:
+    loading, finish = asyncio.Event(), asyncio.Event()
+
+    async def old() -> bytes:
+        loading.set()
+        await finish.wait()
+        return b"old"
+
+    async with cache_at(url) as cache:
+        first = asyncio.ensure_future(cache.get_or_load("key", old, ttl="1h"))
+        await loading.wait()
+        await cache.delete("key")
+        assert await cache.get_or_load("key", load, ttl="1h") == b"loaded"  # and does not wait for the first
+        finish.set()
+        assert await first == b"old"
+        assert await cache.get("key") == b"loaded"
+
+
+async def test_what_was_stored_between_the_look_and_the_claim_is_not_loaded_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Loads._claim
+
+    async def late(loads: Loads, key: str, owner: bytes) -> bool:
+        await other.set(key, b"stored")
+        return await claim(loads, key, owner)
+
+    async def never() -> bytes:
+        raise AssertionError("it was there already")
+
+    async with cache_at(url) as cache, cache_at(url) as other:
+        monkeypatch.setattr(Loads, "_claim", late)
+        assert await cache.get_or_load("key", never, ttl="1h") == b"stored"
+        monkeypatch.undo()
+        await cache.delete("key")
+        assert await cache.get_or_load("key", load, ttl="1h") == b"loaded", "nobody let go of the lease"
+
+
+async def test_a_primary_that_became_a_replica_is_left(root: bare.Redis, url: str) -> None:
+    async with cache_at(url) as cache:
+        await cache.set("key", b"1")
+        await root.execute_command("REPLICAOF", "127.0.0.1", "1")
+        try:
+            with pytest.raises(Unavailable, match="refuses for now"):
+                await cache.set("key", b"2")
+            assert servers_of(cache).idle == 0, "the next call would not look for the new primary"
+        finally:
+            await root.execute_command("REPLICAOF", "NO", "ONE")
+        assert await cache.set("key", b"3")
+
+
 async def test_what_is_loaded_together_does_not_end_together(root: bare.Redis, url: str) -> None:
     async with cache_at(url, jitter=0.5) as cache:
         await asyncio.gather(*(cache.get_or_load(f"key{number}", load, ttl=100) for number in range(20)))
@@ -169,6 +221,22 @@ async def test_one_process_refreshes_early_while_the_others_get_the_old_value(ur
         assert await theirs.get("key") == b"new"
 
 
+async def test_a_refresh_that_failed_is_not_tried_with_every_call(url: str) -> None:
+    tries = 0
+
+    async def broken() -> bytes:
+        nonlocal tries
+        tries += 1
+        raise LookupError("the source is down")
+
+    async with cache_at(url, refresh_after=0.01) as cache:
+        await cache.get_or_load("key", load, ttl="1h")
+        await cache._connections.ask(("PEXPIRE", cache._keys.value("key"), 600_000), seconds=10)  # it is due
+        for _ in range(10):
+            assert await cache.get_or_load("key", broken, ttl="1h") == b"loaded"
+        assert tries == 1
+
+
 async def test_a_holder_whose_lock_was_taken_is_told_and_leaves_the_other_alone(root: bare.Redis, url: str) -> None:
     async with cache_at(url) as ours, cache_at(url) as theirs:
         with pytest.raises(Conflict, match="another holder"):
@@ -184,6 +252,37 @@ async def test_a_holder_whose_lock_was_taken_is_told_and_leaves_the_other_alone(
 async def test_a_lock_that_ran_out_and_went_to_nobody_is_left_in_peace(root: bare.Redis, url: str) -> None:
     async with cache_at(url) as cache, cache.lock("job", ttl="1h"):
         await root.delete("gates:k:{.job}")
+
+
+async def test_a_lease_that_changes_hands_between_look_and_transaction_is_left_alone(
+    root: bare.Redis, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = Session.commit
+
+    async def too_late(session: Session, *commands: Any) -> bool:
+        await root.set("gates:k:{.job}", b"another's")
+        return await commit(session, *commands)
+
+    async with cache_at(url, pool_size=1) as cache:
+        lock = cache._keys.lock("job")
+        await root.set(lock, b"ours")
+        monkeypatch.setattr(Session, "commit", too_late)
+        assert not await cache._leases.if_mine(lock, b"ours", ("DEL", lock))
+        assert await root.get(lock) == b"another's"
+        (channel,) = servers_of(cache)._idle
+        assert not await cache._leases.if_mine(lock, b"ours", ("DEL", lock))
+        assert servers_of(cache)._idle == [channel], "a look that found another's cost a connection"
+
+
+async def test_a_watch_that_went_wrong_spoils_no_later_transaction(root: bare.Redis, url: str) -> None:
+    async with cache_at(url, pool_size=1) as cache:
+        lock = cache._keys.lock("job")
+        await root.set(lock, b"ours")
+        await root.execute_command("ACL", "SETUSER", "gates", "-get")  # watched, and not seen
+        with pytest.raises(PermissionDenied):
+            await cache._leases.if_mine(lock, b"ours", ("DEL", lock))
+        await root.set(lock, b"another's")
+        assert await cache.set("key", b"1")
 
 
 async def test_tokens_go_on_growing_where_redis_lost_the_last_one(root: bare.Redis, url: str) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -20,7 +20,10 @@ from kmp_core.deadlines import deadline
 from kmp_core.errors import BackendError, DeadlineExceeded, PoolExhausted, Unavailable
 from kmp_core.secrets import Secret
 from kmp_core.telemetry import reporting_to
+from kmp_core.testing import Wire
 from kmp_storage.redis import RedisCache, RedisSettings
+from kmp_storage.redis.channel import Channel
+from kmp_storage.redis.connections import Connections
 from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
 
@@ -324,10 +327,73 @@ async def test_a_connection_that_died_unnoticed_costs_no_call(proxy: faults.Prox
     async with cache_at(proxy.port, outage="error") as cache:
         await cache.set("key", b"1")
         for _ in range(3):
-            # Without a turn of the event loop in between, so that nobody has read yet that the connection ended.
+            await asyncio.gather(*(cache.set(f"key{number}", b"1") for number in range(3)))
+            # Without a turn of the event loop in between, so that nobody has read yet that the connections ended.
             proxy.cut()
             proxy.heal()
             assert await cache.get("key") == b"1"
+
+
+async def test_connections_that_a_rebooted_host_forgot_cost_no_call(
+    admin: RedisProvisioner, redis_server: testbed.Server
+) -> None:
+    class Forgotten(asyncio.Event):
+        """Resets the connections of now when something is sent on them, and not before."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.set()
+            self._those = asyncio.all_tasks()
+
+        async def wait(self) -> Literal[True]:
+            if asyncio.current_task() in self._those:
+                raise ConnectionResetError
+            return await super().wait()
+
+    async with Wire(testbed.LOOPBACK, redis_server.port) as wire:
+        async with cache_at(wire.port, outage="error", timeout="20s", connect_timeout="20s") as cache:
+            await asyncio.gather(*(cache.set(f"key{number}", b"1") for number in range(3)))
+            assert cache._connections.idle > 1
+            wire._passes["requests"] = Forgotten()
+            assert await cache.get("key1") == b"1"
+
+
+async def test_an_answer_too_many_reaches_nobody(admin: RedisProvisioner, redis_server: testbed.Server) -> None:
+    strays = [b"$5\r\n\x01mine\r\n"]
+
+    def add(said: bytes, ports: object) -> bytes:
+        return said + (strays.pop() if said == b"$2\r\n\x01x\r\n" and strays else b"")
+
+    async with Wire(testbed.LOOPBACK, redis_server.port, translate=add) as wire:
+        async with cache_at(wire.port, outage="error", timeout="20s", connect_timeout="20s") as cache:
+            await cache.set("key", b"x")
+            assert await cache.get("key") == b"x"
+            assert not strays
+            assert await cache.get("another") is None
+
+
+async def test_an_increment_that_was_made_is_not_repeated(
+    admin: RedisProvisioner, redis_server: testbed.Server
+) -> None:
+    async with (
+        Wire(testbed.LOOPBACK, redis_server.port) as wire,
+        cache_at(wire.port, timeout="20s", connect_timeout="20s") as cache,
+        cache_at(redis_server.port, timeout="20s") as other,
+    ):
+        await cache.increment("counter")
+        wire.black_hole()
+        call = asyncio.ensure_future(cache.increment("counter"))
+
+        async def counted() -> bool:
+            return await other.get("counter") == b"2"
+
+        await eventually(counted)
+        wire.drop()
+        await wire.heal()
+        with pytest.raises(Unavailable) as caught:
+            await call
+        assert caught.value.outcome_unknown
+        assert await other.get("counter") == b"2"
 
 
 async def test_a_lost_answer_to_an_increment_says_that_nobody_knows(proxy: faults.Proxy) -> None:
@@ -382,6 +448,48 @@ async def test_a_release_does_not_overtake_the_claim_that_was_given_up(proxy: fa
                 pass
 
 
+async def test_a_release_waits_for_a_claim_that_outlives_its_connection(
+    admin: RedisProvisioner, redis_server: testbed.Server
+) -> None:
+    class FirstStays(asyncio.Event):
+        """Holds what is sent first, and lets all else pass."""
+
+        stays = False
+
+        async def wait(self) -> Literal[True]:
+            if not self.stays:
+                self.stays = True
+                await super().wait()
+            return True
+
+    async with Wire(testbed.LOOPBACK, redis_server.port) as wire, cache_at(wire.port, timeout="20s") as cache:
+        await cache.set("warm", b"1")
+
+        async def take() -> None:
+            async with cache.lock("job", ttl="1h"):
+                raise AssertionError("it was given up before it could be had")
+
+        claim = wire._passes["requests"] = FirstStays()
+        waiter = asyncio.ensure_future(take())
+        await eventually(lambda: is_so(claim.stays))
+        waiter.cancel()
+        await asyncio.gather(waiter, return_exceptions=True)
+        # A release that did not wait has come to its end by then.
+        await asyncio.wait(cache._leases._releasing, timeout=1)
+        claim.set()
+
+        async def arrived() -> bool:
+            return bool((await cache._connections.ask(("EXISTS", cache._keys.token("job")), seconds=20))[0])
+
+        await eventually(arrived)
+        async with cache.lock("job", ttl="1h", timeout="10s"):
+            pass
+
+
+async def is_so(truth: bool) -> bool:
+    return truth
+
+
 # The pool
 
 
@@ -393,6 +501,31 @@ async def test_who_finds_no_connection_in_time_is_told_so(proxy: faults.Proxy) -
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert sum(isinstance(outcome, PoolExhausted) for outcome in outcomes) == 6
         assert all(isinstance(outcome, bool | BackendError) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("given", ["a connection", "room for one"])
+async def test_what_is_given_to_who_leaves_in_that_moment_goes_to_the_next(
+    proxy: faults.Proxy, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    wake = Connections._wake
+
+    def and_leave(connections: Connections, channel: Channel | None) -> bool:
+        woken = wake(connections, channel)
+        calls[1].cancel()
+        return woken
+
+    async with cache_at(proxy.port, pool_size=1, timeout="10s", connect_timeout="10s") as cache:
+        await cache.set("warm", b"1")
+        proxy.slow(50)
+        ask = cache._connections.ask
+        calls = [asyncio.ensure_future(ask(("PING",), seconds=10)) for _ in range(3)]
+        await asyncio.sleep(0)
+        monkeypatch.setattr(Connections, "_wake", and_leave)
+        if given == "room for one":
+            calls[0].cancel()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(outcomes[1], asyncio.CancelledError)
+        assert outcomes[2] == [b"PONG"]
 
 
 async def test_who_waits_for_a_connection_is_a_metric(proxy: faults.Proxy) -> None:
