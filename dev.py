@@ -15,6 +15,7 @@ directory is touched, so it works where pip refuses to change the system (PEP 66
 # This file must parse under every Python 3, or an old one could not be told that it is too old.
 
 import contextlib
+import difflib
 import hashlib
 import importlib.util
 import os
@@ -71,6 +72,7 @@ def say(text: str) -> None:
 def main(arguments: "list[str]") -> int:
     """Prepare, then become the session: its signals, output and exit code are nox's own."""
     try:
+        words = session_arguments(arguments)
         with locked():
             prepare()
     except Stop as problem:
@@ -79,7 +81,7 @@ def main(arguments: "list[str]") -> int:
     except KeyboardInterrupt:
         print("dev.py: interrupted; run it again to go on", file=sys.stderr)
         return 130
-    command = [str(PYTHON), "-m", "nox", "--noxfile", str(ROOT / "noxfile.py"), *session_arguments(arguments)]
+    command = [str(PYTHON), "-m", "nox", "--noxfile", str(ROOT / "noxfile.py"), *words]
     return os.execve(command[0], command, clean_environment())  # noqa: S606 - there is no shell to start it through
 
 
@@ -90,6 +92,12 @@ def session_arguments(arguments: "list[str]") -> "list[str]":
     names, rest = arguments[:count], arguments[count:]
     if not names or names[0].startswith("-"):
         return ["--list"]
+    for word in [*names[:1], *rest[:1]]:
+        # The first must be a session; one after it may be anything that is not nearly one.
+        meant = difflib.get_close_matches(word, known, 1, 0.6 if word in names else 0.75)
+        if word not in known and (word in names or meant) and not Path(word).exists():
+            hint = f"; did you mean {meant[0]}?" if meant else ". `python3 dev.py` lists them."
+            raise Stop(f"{word!r} is no session{hint}")
     return ["--session", *names, "--", *(rest[1:] if rest[:1] == ["--"] else rest)]
 
 

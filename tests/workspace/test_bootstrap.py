@@ -143,13 +143,28 @@ def test_one_command_makes_the_environment_and_runs_the_session_in_it(clone: Pat
         (["tests", "-k", "cache"], ["--session", "tests", "--", "-k", "cache"]),
         (["tests", "tests/core", "-x"], ["--session", "tests", "--", "tests/core", "-x"]),
         (["demo", "--", "--limit", "5"], ["--session", "demo", "--", "--limit", "5"]),
-        (["nosuch"], ["--session", "nosuch", "--"]),
     ],
 )
 def test_words_are_sessions_until_one_is_not(
     tool: Callable[[str], ModuleType], arguments: list[str], expected: list[str]
 ) -> None:
     assert tool("dev.py").session_arguments(arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["test"], "'test' is no session; did you mean tests?"),
+        (["quark"], "'quark' is no session. `python3 dev.py` lists them."),
+        (["lint", "tsts"], "'tsts' is no session; did you mean tests?"),
+        (["lint", "typs", "-k", "x"], "'typs' is no session; did you mean types?"),
+    ],
+)
+def test_a_misspelt_session_is_told_before_anything_is_installed(
+    tool: Callable[[str], ModuleType], arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool("dev.py").main(arguments) == 1
+    assert capsys.readouterr().err == f"dev.py: {words}\n"
 
 
 def test_a_second_run_installs_nothing(start: Start, tmp_path: Path) -> None:
