@@ -136,6 +136,26 @@ async def test_a_new_optional_field_is_added_and_old_rows_lack_it(access: Access
         assert [row.flight async for row in old.read(Delay)] == ["KM0", "KM9", "KM1"]
 
 
+async def test_versions_with_a_new_field_each_keep_both(access: Access) -> None:
+    class Gated(Measurement, series="readings", tags=("site",)):
+        site: str
+        value: float
+        gate: str | None = None
+
+    class Crewed(Measurement, series="readings", tags=("site",)):
+        site: str
+        value: float
+        crew: int | None = None
+
+    gated, crewed = Gated(time=START, site="a", value=1.0, gate="B7"), Crewed(time=START, site="b", value=2.0, crew=5)
+    for row in (reading(0), gated, crewed, gated):
+        async with store_of(access, pool_size=1) as store:
+            await store.append(row)
+    async with store_of(access, pool_size=1) as store:
+        assert await store.latest(Gated, where={"site": "a"}) == [gated]
+        assert await store.latest(Crewed, where={"site": "b"}) == [crewed]
+
+
 async def test_a_class_that_does_not_fit_is_refused_with_advice(access: Access) -> None:
     class Retyped(Measurement, series="delays", tags=("origin",), unique=("flight",)):
         flight: str
@@ -318,6 +338,28 @@ async def test_a_call_may_take_longer_than_the_setting_says(apache: Access, time
             await until(late)
             assert not any(task.done() for task in asked)
         await asyncio.gather(*asked)
+
+
+async def test_a_call_that_waits_for_a_lock_ends_with_its_deadline(apache: Access, timescaledb: testbed.Server) -> None:
+    delays = [delay(number) for number in range(700)]
+    async with store_of(apache) as store, admin(timescaledb, apache.database) as operator:
+        await store.append(delays[0], reading(0))
+        async with operator.transaction():
+            for series in ("readings", "delays"):
+                await operator.execute(f"LOCK TABLE {apache.schema}.{series} IN SHARE MODE")  # who reads goes on
+            for call in (
+                store.append_all(iter(delays), timeout="300ms"),
+                store.append_all(each(delays), timeout="300ms"),
+                store.append_all([reading(1)], timeout="300ms"),
+                store.append_all(each([reading(1)]), timeout="300ms"),
+                store.append(*delays, timeout="300ms"),
+                store.append(delays[1], timeout="300ms"),
+                store.append(reading(1), timeout="300ms"),
+            ):
+                with pytest.raises(DeadlineExceeded):
+                    await asyncio.wait_for(call, 20)
+            assert await store.latest(Delay) == [delays[0]]
+        assert await store.append(*delays) == 699
 
 
 # Transactions and sessions

@@ -192,3 +192,14 @@ async def test_nobody_waits_for_a_writer_that_ended(store: Counting) -> None:
         assert {type(outcome) for outcome in outcomes} == {DeadlineExceeded, LifecycleError}
         with pytest.raises(LifecycleError):
             await writer.append(sample(9))
+
+
+async def test_who_appends_waits_while_too_many_bytes_are_on_their_way(store: Counting) -> None:
+    store.may_go.clear()
+    async with BufferedWriter(store, bytes_=1_000, age="1ms") as writer:
+        handed = [asyncio.ensure_future(writer.submit(sample(number, "x" * 600))) for number in range(20)]
+        await turns()
+        assert 2 <= sum(task.done() for task in handed) <= 4
+        store.may_go.set()
+        await asyncio.gather(*handed)
+    assert await numbers(store) == list(range(20))
