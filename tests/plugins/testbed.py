@@ -276,7 +276,12 @@ RECIPES: dict[str, Recipe] = {
             "NEO4J_server_bolt_advertised__address": f"{LOOPBACK}:{port}",
         },
     ),
-    "redis": Recipe("redis", 6379, redis_ready, command=lambda password: ["redis-server", "--requirepass", password]),
+    "redis": Recipe(
+        "redis",
+        6379,
+        redis_ready,
+        command=lambda password: ["redis-server", "--requirepass", password, "--repl-diskless-sync-delay", "0"],
+    ),
     "redis_cluster": Recipe(
         "redis",
         6379,

@@ -325,11 +325,18 @@ async def test_what_a_later_version_wrote_counts_as_missing(root: bare.Redis, ur
 
 
 async def test_a_value_that_is_too_large_is_refused(url: str) -> None:
-    async with cache_at(url, max_value_bytes=1000) as cache:
+    async with cache_at(url, max_value_bytes=1000, load_lease="10m") as cache:
         with pytest.raises(InvalidInput, match="KMP_STORAGE_REDIS_MAX_VALUE_BYTES"):
             await cache.set("key", b"x" * 1001)
         assert await cache.get("key") is None
         await cache.set("key", b"x" * 1000)
+
+        async def too_large() -> bytes:
+            return b"x" * 1001
+
+        with pytest.raises(InvalidInput, match="KMP_STORAGE_REDIS_MAX_VALUE_BYTES"):
+            await cache.get_or_load("loaded", too_large, ttl="1h")
+        assert await cache.get_or_load("loaded", load, ttl="1h") == b"loaded"
 
 
 async def test_a_full_server_refuses_and_is_no_crash(root: bare.Redis, url: str) -> None:

@@ -146,6 +146,24 @@ async def test_much_that_has_to_be_made_good_takes_no_more_than_the_call_s_time(
         assert await taken(cache.get("key1", timeout=0.3)) <= 0.3 + 0.1
 
 
+async def test_what_has_to_be_made_good_is_bounded(proxy: faults.Proxy) -> None:
+    async with cache_at(proxy.port) as cache:
+        await cache.set("key9999", b"old")
+        proxy.cut()
+        assert await cache.delete("eldest") == 0
+        assert await cache.delete(*(f"key{number}" for number in range(10_000))) == 0
+        pending = cache._unsaid._pending
+        assert len(pending) == 10_000 and "eldest" not in pending
+        proxy.heal()
+
+        async def back() -> bool:
+            return await cache.set("again", b"1", timeout="20s")
+
+        await eventually(back)
+        assert not pending
+        assert await cache.get("key9999") is None
+
+
 async def test_what_has_to_be_made_good_leaves_time_to_load(proxy: faults.Proxy) -> None:
     async with cache_at(proxy.port, timeout="5s") as cache:
         await cache.set("key", b"old")
@@ -253,6 +271,23 @@ async def test_a_change_during_an_outage_leaves_no_old_value_behind(proxy: fault
 
         await eventually(back, within=5)
         assert await cache.get("key") is None
+
+
+async def test_a_change_during_an_outage_ends_what_was_remembered_as_nothing(proxy: faults.Proxy) -> None:
+    async def nothing() -> None:
+        return None
+
+    async with cache_at(proxy.port) as cache:
+        assert await cache.get_or_load("key", nothing, ttl="1h", negative_ttl="1h") is None
+        proxy.cut()
+        assert not await cache.set("key", b"1")
+        proxy.heal()
+
+        async def back() -> bool:
+            return await cache.set("again", b"1")
+
+        await eventually(back)
+        assert await cache.get_or_load("key", load, ttl="1h") == b"loaded"
 
 
 async def test_a_change_without_an_answer_leaves_no_old_value_behind(proxy: faults.Proxy) -> None:

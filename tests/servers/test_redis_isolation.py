@@ -20,7 +20,9 @@ from kmp_core.errors import (
 )
 from kmp_core.secrets import Secret
 from kmp_storage.redis import RedisCache
+from kmp_storage.redis.connections import Connections
 from kmp_storage.redis.provisioning import RedisProvisioner
+from kmp_storage.testing.cache import eventually
 from redis_bed import allowed, client_of
 
 
@@ -92,7 +94,7 @@ async def test_provisioning_again_keeps_the_password_and_restores_the_rights(
         await root.execute_command("ACL", "SETUSER", "acme", "+@all", "allkeys", "(+@all ~*)")
     assert await admin.provision("acme") is None
     async with client_of(redis_server.port, "acme", password) as client:
-        assert await allowed(client, ["DBSIZE", "GET acme2:v:{.key}"]) == []
+        assert await allowed(client, ["DBSIZE", "GET acme2:v:{.key}", "CLUSTER SLOTS", "ASKING"]) == []
         assert await client.get("acme:v:{.key}") is None
 
 
@@ -127,7 +129,7 @@ def replica(redis_server: testbed.Server) -> Iterator[testbed.Server]:
 async def test_every_node_has_the_user_and_loses_it(redis_server: testbed.Server, replica: testbed.Server) -> None:
     async with RedisProvisioner(administrator_of(redis_server)) as first:
         password = await first.provision("acme")  # before there was a second node
-    async with RedisProvisioner(administrator_of(redis_server), administrator_of(replica)) as admin:
+    async with RedisProvisioner(administrator_of(replica), administrator_of(redis_server)) as admin:
         assert await admin.provision("acme") is None
         for node in (redis_server, replica):
             async with client_of(node.port, "acme", password) as client:
@@ -135,6 +137,12 @@ async def test_every_node_has_the_user_and_loses_it(redis_server: testbed.Server
                 await client.get("acme:v:{.key}")
         async with client_of(redis_server.port, "acme", password) as client:
             await client.set("acme:v:{.key}", "1")
+        async with client_of(replica.port, "acme", password) as client:
+
+            async def replicated() -> bool:
+                return await client.get("acme:v:{.key}") is not None
+
+            await eventually(replicated)
         assert await admin.deprovision("acme", force=True)
         for node in (redis_server, replica):
             async with client_of(node.port, "acme", password) as client:
@@ -164,6 +172,22 @@ async def test_deprovisioning_refuses_while_there_is_data(
     assert not await admin.deprovision("acme")
     async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
         assert await root.keys("acme:*") == []
+
+
+async def test_what_was_written_while_it_was_deprovisioned_is_told(
+    admin: RedisProvisioner, redis_server: testbed.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await admin.provision("acme")
+    empty = RedisProvisioner._require_empty
+
+    async def and_write(self: RedisProvisioner, nodes: list[Connections], user: str) -> None:
+        await empty(self, nodes, user)
+        async with redis.asyncio.Redis(port=redis_server.port, password=redis_server.password) as root:
+            await root.set("acme:v:{.key}", "1")
+
+    monkeypatch.setattr(RedisProvisioner, "_require_empty", and_write)
+    with pytest.raises(Conflict, match="force=True"):
+        await admin.deprovision("acme")
 
 
 async def test_a_project_called_like_the_builtin_user_gets_another(

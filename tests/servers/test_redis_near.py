@@ -243,6 +243,26 @@ async def test_it_is_emptied_when_changes_are_no_longer_heard(proxy: faults.Prox
         await eventually(seen, within=10)
 
 
+async def test_what_another_process_makes_good_is_seen(proxy: faults.Proxy, port: int) -> None:
+    async with cache_at(proxy.port, near_max_bytes=0) as ours, cache_at(port) as theirs:
+        await live(theirs)
+        await theirs.set("key", b"1")
+        await kept(theirs, "key", b"1")
+        proxy.cut()
+        assert await ours.delete("key") == 0
+        proxy.heal()
+
+        async def back() -> bool:
+            return await ours.set("again", b"1")
+
+        await eventually(back)
+
+        async def seen() -> bool:
+            return await theirs.get("key") is None
+
+        await eventually(seen, within=5)
+
+
 async def test_a_silent_peer_is_found_out(proxy: faults.Proxy) -> None:
     async with cache_at(proxy.port, near_ttl="300ms") as cache:
         await live(cache)
@@ -267,6 +287,8 @@ async def test_it_keeps_to_its_bytes(port: int) -> None:
             assert near.bytes_used <= 100_000
         assert near.bytes_used > 20_000
         await cache.set("large", b"x" * 90_000)
+        await cache.set("marker", b"1")
+        await kept(cache, "marker", b"1")  # so our own messages of both have come
         assert await cache.get("large") == b"x" * 90_000
         assert near.find("large") is None
 

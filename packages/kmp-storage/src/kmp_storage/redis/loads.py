@@ -188,8 +188,6 @@ class Loads:
         try:
             async with self._leases.renewing(lease, owner, self._lease_ms / 1000):
                 value = await terms.load()
-            if value is not None:
-                encode(value, key, most=self._settings.max_value_bytes)
             stored = await self._store(key, value, terms, owner)
         except BaseException:
             self._leases.let_go(lease, owner)
