@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -21,13 +21,14 @@ from kmp_core.errors import (
     Unavailable,
 )
 from kmp_core.secrets import Secret
-from kmp_core.testing import Make
+from kmp_core.testing import Make, Wire
 from kmp_core.testing.wire import Heart
 from kmp_storage.redis import RedisCache, RedisSettings
 from kmp_storage.redis.channel import Channel
 from kmp_storage.redis.cluster import Cluster
 from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.cache import eventually
+from kmp_storage.testing.faults import redis_places
 from kmp_storage.testing.shared_cache import SharedCacheContract
 from redis_bed import (
     DESTRUCTIVE,
@@ -308,6 +309,38 @@ async def test_a_call_whose_node_is_gone_finds_the_new_one_within_its_own_time(m
         finally:
             start_node(cluster, moving.source)
     await cluster.wait_until_ready()
+
+
+async def test_what_a_node_counted_is_not_counted_again(cluster: testbed.Server) -> None:
+    others = [(testbed.LOOPBACK, port) for port in cluster.nodes[1:]]
+    settings = RedisSettings.load(timeout="20s", connect_timeout="20s")
+    names = [b"127.0.0.1"]
+
+    def named(said: bytes, ports: Mapping[int, int]) -> bytes:
+        return redis_places(said, ports).replace(b"$9\r\n127.0.0.1", b"$9\r\n" + names[-1])
+
+    async with (
+        Wire(testbed.LOOPBACK, cluster.port, *others, translate=named) as wire,
+        RedisCache(
+            f"redis+cluster://acme:three%20nodes@127.0.0.1:{wire.port}", project="acme", settings=settings
+        ) as cache,
+        cache_at(cluster) as other,
+    ):
+        assert await cache.increment("counter") == 1
+        wire.black_hole()
+        call = asyncio.ensure_future(cache.increment("counter"))
+
+        async def counted() -> bool:
+            return await other.get("counter") == b"2"
+
+        await eventually(counted)
+        names.append(b"localhost")  # from now on the key's home is another, as after a failover
+        wire.drop()
+        await wire.heal()
+        with pytest.raises(Unavailable) as caught:
+            await call
+        assert caught.value.outcome_unknown
+        assert await other.increment("counter") == 3
 
 
 async def replicated(cluster: testbed.Server) -> bool:
