@@ -334,11 +334,12 @@ async def test_who_comes_next_finds_no_trace(timescaledb: testbed.Server, databa
             assert await connection.fetch_value(clean)
 
 
+@pytest.mark.parametrize("reset", [True, False])
 async def test_a_task_that_outlives_its_block_gets_nothing_of_the_next_caller(
-    timescaledb: testbed.Server, database: Database
+    timescaledb: testbed.Server, database: Database, reset: bool
 ) -> None:
     async with pool_of(timescaledb, database, size=1) as pool:
-        async with pool.acquire() as connection:
+        async with pool.acquire(reset=reset) as connection:
             late = asyncio.ensure_future(connection.fetch_value("SELECT pg_sleep(0.2)::text"))
             await asyncio.sleep(0.02)
             with pytest.raises(LifecycleError, match="two tasks"):

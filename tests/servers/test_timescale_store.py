@@ -499,6 +499,8 @@ async def test_old_chunks_are_dropped_and_old_rows_deleted(access: Access) -> No
         if store.tier == "apache":
             async with store.connection() as connection:
                 assert await connection.fetch_value("SELECT count(*) FROM show_chunks('brief')") <= 4
+                sql = "SELECT time_interval FROM timescaledb_information.dimensions WHERE hypertable_name = 'brief'"
+                assert await connection.fetch_value(sql) == timedelta(days=30) / 8, "few rows outlive their retention"
 
 
 async def test_a_sweep_that_is_blocked_does_not_fail_the_append(
