@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ import testbed
 from kmp_core.capability import spec_of
 from kmp_core.errors import ConfigurationError, InvalidInput, PermissionDenied, Unauthenticated
 from kmp_core.plugins import find
-from kmp_storage import Edge, GraphStore, Node, models
+from kmp_storage import Edge, GraphStore, Node, fields, models
 from kmp_storage.neo4j import Neo4jSettings, Neo4jStore, statements
 from kmp_storage.testing.graph import City, Flies, flies
 
@@ -99,6 +100,7 @@ HOSTILE = (
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes that the models would refuse: the store is the second guard."""
     monkeypatch.setattr(models, "check_name", lambda *_: None)
+    monkeypatch.setattr(fields, "_NAME", re.compile(".*", re.DOTALL))
 
 
 def hostile_classes(text: str) -> dict[str, tuple[type[Node], list[Node | Edge]]]:
@@ -113,7 +115,7 @@ def hostile_classes(text: str) -> dict[str, tuple[type[Node], list[Node | Edge]]
     class Keyed(Node, label="Keyed", key="code"):
         code: str
 
-    class Having(Node, label="Having", key="code"):
+    class Having(Node, label="ContractCity", key="code"):
         code: str
         size: int | None = None
 
@@ -123,7 +125,8 @@ def hostile_classes(text: str) -> dict[str, tuple[type[Node], list[Node | Edge]]
         "label": (Labelled, [Labelled(code="A")]),
         "type": (City, [Typed(source="A", target="B")]),
         "key": (Keyed, [Keyed.model_construct({text}, **{text: "A"})]),
-        "property": (Having, [Having.model_construct({"code", text}, code="A", **{text: 1})]),
+        # So many go as columns, whose names stand in the statement; the names of a few are parameters.
+        "property": (Having, [Having.model_construct({"code", text}, code=f"A{n}", **{text: 1}) for n in range(250)]),
     }
 
 
@@ -157,9 +160,11 @@ async def test_a_hostile_name_reaches_no_statement_of_the_server(
         with pytest.raises(InvalidInput):
             await store.merge(*items)
         if place in ("label", "key"):
-            for call in (store.get(model, "A"), store.delete(model, "A"), store.neighbours(items[0], via=Flies)):
+            for call in (store.get, store.delete):
                 with pytest.raises(InvalidInput):
-                    await call
+                    await call(model, "A")
+            with pytest.raises(InvalidInput):
+                await store.neighbours(items[0], via=Flies)
         if place == "type":
             with pytest.raises(InvalidInput):
                 await store.edges(type(items[0]))

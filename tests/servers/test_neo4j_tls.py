@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import neo4j
+import psutil
 import pytest
 
 import testbed
 from certificates import certificate, pem
 from kmp_core.errors import ConfigurationError, Unavailable
+from kmp_core.testing.wire import Wire
 from kmp_storage.neo4j import Neo4jSettings, Neo4jStore
 from kmp_storage.testing.graph import City
 
@@ -94,6 +96,18 @@ async def test_a_server_of_another_authority_is_refused(certified: Certified, sc
 async def test_a_server_of_another_name_is_refused(certified: Certified, scheme: str) -> None:
     with pytest.raises(Unavailable, match="certificate of Neo4j does not hold"):
         await store_at(certified, scheme, host="127.0.0.1", tls_ca_file=certified.authority).open()
+
+
+async def test_a_closed_store_leaves_no_socket_to_a_server_that_takes_no_leave(certified: Certified) -> None:
+    # Behind TLS asyncio waits half a minute for the other side, unless it is cut.
+    async with Wire(testbed.LOOPBACK, certified.server.port) as wire:
+        url = f"bolt+s://neo4j:{certified.server.password}@localhost:{wire.port}"
+        store = Neo4jStore(url, project="acme", settings=Neo4jSettings.load(tls_ca_file=certified.authority))
+        await store.open()
+        wire.black_hole()
+        await store.close()
+        connections = psutil.Process().net_connections("tcp")
+        assert not [one for one in connections if one.raddr and one.raddr.port == wire.port]
 
 
 @pytest.mark.parametrize("scheme", ["bolt", "neo4j"])
