@@ -11,7 +11,7 @@ import pytest
 import redis.asyncio as bare
 
 import testbed
-from kmp_core.errors import ConfigurationError, Unavailable
+from kmp_core.errors import ConfigurationError, KmpError, Unavailable
 from kmp_core.secrets import Secret
 from kmp_storage.redis import RedisCache, RedisSettings
 from kmp_storage.redis.provisioning import RedisProvisioner
@@ -80,6 +80,36 @@ async def test_a_failover_is_followed(watched: Watched) -> None:
         await eventually(followed, within=30)
         assert await cache.get("key") == b"before"
         assert await cache.get("again") == b"after"
+
+
+ONE_QUESTION = ("-@all", "+auth", "+hello", "+sentinel|get-master-addr-by-name")
+
+
+async def test_a_sentinel_answers_a_user_who_may_ask_one_thing(
+    redis_sentinel: testbed.Server, durable_redis: testbed.Server
+) -> None:
+    url = f"redis://default:{durable_redis.password}@{redis_sentinel.address}"
+    login = {"sentinel": "primary", "sentinel_username": "services", "outage": "error"}
+    async with bare.Redis(port=redis_sentinel.port, password=redis_sentinel.password) as operator:
+        await operator.execute_command("ACL", "SETUSER", "services", "reset", "on", ">one-question-only", *ONE_QUESTION)
+        try:
+            settings = RedisSettings.load(**login, sentinel_password="one-question-only")
+            async with RedisCache(url, project="flights", settings=settings) as cache:
+                assert await cache.get("key") is None
+            service = bare.Redis(port=redis_sentinel.port, username="services", password="one-question-only")
+            async with service:
+                for command in (
+                    "SENTINEL FAILOVER primary",
+                    "SENTINEL SET primary quorum 9",
+                    "SENTINEL REMOVE primary",
+                ):
+                    with pytest.raises(bare.ResponseError, match="no permissions"):
+                        await service.execute_command(*command.split())
+            wrong = RedisSettings.load(**login, sentinel_password="another")
+            with pytest.raises(KmpError, match="no Sentinel names"):
+                await RedisCache(url, project="flights", settings=wrong).open()
+        finally:
+            await operator.execute_command("ACL", "DELUSER", "services")
 
 
 async def test_a_primary_that_nobody_knows_is_unavailable(redis_sentinel: testbed.Server) -> None:

@@ -148,7 +148,8 @@ def _sentinel(nodes: list[tuple[str, int]], parts: SplitResult, settings: RedisS
     word = settings.sentinel_password
     password = None if word is None else _constant(Secret(word.get_secret_value(), name="sentinel-password"))
     ca = None if settings.tls_ca_file is None else str(settings.tls_ca_file)
-    login = RedisAddress(*nodes[0], password=password, tls=parts.scheme == "rediss", tls_ca_file=ca)
+    user = settings.sentinel_username
+    login = RedisAddress(*nodes[0], user=user, password=password, tls=parts.scheme == "rediss", tls_ca_file=ca)
     return Sentinel(tuple(nodes), settings.sentinel or "", login)
 
 

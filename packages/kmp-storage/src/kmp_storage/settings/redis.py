@@ -30,6 +30,9 @@ class RedisSettings(Settings, prefix="storage.redis"):
 
     They are asked for the primary with each new connection, so that a failover is followed."""
 
+    sentinel_username: str | None = None
+    """The Sentinels' own user, where they have one for services: their default user may lead all to another server."""
+
     sentinel_password: SecretStr | None = None
     """The password that the Sentinels themselves ask for, where they do."""
 
