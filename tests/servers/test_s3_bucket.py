@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -163,6 +164,25 @@ async def test_the_server_refuses_content_that_was_changed_on_its_way(project: S
     with pytest.raises(BackendError):
         await project.requests.send("PUT", "key", content=b"changed", headers={"x-amz-checksum-sha256": "A" * 43 + "="})
     assert await project.bucket_is_empty()
+
+
+ENDS_AT_ONCE = """
+import asyncio, sys
+from kmp_storage.bucket import S3Bucket
+
+async def main():
+    async with S3Bucket(sys.argv[1], project=sys.argv[2]) as bucket:
+        await asyncio.gather(*(bucket.head(f"key/{number}") for number in range(8)))
+
+asyncio.run(main())
+"""
+
+
+async def test_processes_that_end_right_after_their_last_call_end_well(project: S3Project) -> None:
+    command = (sys.executable, "-c", ENDS_AT_ONCE, project.url(), project.name)
+    for _ in range(5):
+        processes = [await asyncio.create_subprocess_exec(*command) for _ in range(4)]
+        assert await asyncio.gather(*(process.wait() for process in processes)) == [0] * 4
 
 
 # Signed URLs

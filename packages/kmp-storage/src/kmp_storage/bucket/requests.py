@@ -9,7 +9,9 @@ botocore is 34 MB for it, httpx-aws-auth leaves out the headers that S3 wants si
 from __future__ import annotations
 
 import asyncio
+import atexit
 import hashlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -45,6 +47,7 @@ T = TypeVar("T")
 _BACKEND = "s3"
 _CLOSED = "the bucket was closed while the call was running"
 _SLICE_BYTES = 256 << 10
+_LET_GO_SECONDS = 0.2
 _UNKNOWN_CALLER = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 # What servers that keep objects as files cannot hold, which Amazon's can (versitygw's own codes).
 _UNSTORABLE = {
@@ -57,6 +60,9 @@ _MISSED = frozenset({HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT})
 
 class Requests:
     """Signed requests about one bucket, or with `bucket=""` about the server."""
+
+    last = 0.0
+    """When any bucket of the process was last done with a call."""
 
     def __init__(self, address: Address, bucket: str, *, connections: int) -> None:
         self._address = address
@@ -145,10 +151,21 @@ class Requests:
             if self._closed and (current is None or not current.cancelling()):
                 raise LifecycleError(_CLOSED) from None
             raise
+        finally:
+            Requests.last = time.monotonic()
 
     def _ensure_open(self) -> None:
         if self._closed:
             raise LifecycleError(_CLOSED)
+
+
+@atexit.register
+def _let_go() -> None:
+    """Give obstore's threads the moment that they need after a call to let go of Python.
+
+    One that still wants it while the interpreter ends is ended by the interpreter, which aborts the whole process.
+    """
+    time.sleep(max(0.0, Requests.last + _LET_GO_SECONDS - time.monotonic()))
 
 
 async def _slices(content: bytes | bytearray) -> AsyncIterator[bytes]:

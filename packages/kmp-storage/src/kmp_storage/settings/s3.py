@@ -31,7 +31,9 @@ class S3Settings(Settings, prefix="storage.s3"):
     """Certificates of the authorities that may sign the server's; the system's where None."""
 
     connections: int = Field(default=16, ge=1, le=1000)
-    """Requests of one process at a time at most: of puts, copies and lists, and again of all others but streams."""
+    """Requests of one process at a time at most: of puts, copies and lists, and again of all others but streams.
+
+    They are two clients, each with its own connections, so a process may have twice as many open, beside streams."""
 
     timeout: Duration = Field(default=timedelta(seconds=30), gt=timedelta(0))
     """How long a call may take where it names no timeout of its own; for streams, the wait for each chunk."""
