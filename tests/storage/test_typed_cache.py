@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, Secret, SecretByte
 from typing_extensions import TypedDict
 
 from kmp_core.errors import InvalidInput, MissingExtra
-from kmp_storage.codecs import Codec
+from kmp_storage.cache.codecs import Codec
 from kmp_storage.embedded.cache import SqliteCache
 
 

@@ -18,7 +18,7 @@ from kmp_storage.values import BucketEntry, CacheStatistics, Lease, Path, Row
 
 if TYPE_CHECKING:
     from kmp_storage.cache import TypedCache
-    from kmp_storage.codecs import Codec
+    from kmp_storage.cache.codecs import Codec
 
 __all__ = ["Aggregation", "Bucket", "Cache", "Direction", "Fill", "GraphStore", "TimeSeriesStore", "Via"]
 

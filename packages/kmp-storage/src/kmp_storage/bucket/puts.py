@@ -16,7 +16,7 @@ from kmp_storage.bucket.entries import Mark, describe, server_tag
 from kmp_storage.bucket.objects import Objects
 from kmp_storage.bucket.requests import Answer, Requests
 from kmp_storage.bucket.uploads import Uploads, checksum_header
-from kmp_storage.contents import check_chunk
+from kmp_storage.objects.contents import check_chunk
 from kmp_storage.values import BucketEntry
 
 __all__ = ["Puts", "Terms"]

@@ -33,8 +33,8 @@ from kmp_storage.bucket.puts import Puts, Terms
 from kmp_storage.bucket.requests import Requests, texts
 from kmp_storage.bucket.signing import AccessKey, AccessKeys
 from kmp_storage.bucket.uploads import Uploads
-from kmp_storage.contents import apart, check_count, chunks_of, closing
-from kmp_storage.object_keys import check_content_type, check_expires, check_key, check_metadata, check_prefix
+from kmp_storage.objects.contents import apart, check_count, chunks_of, closing
+from kmp_storage.objects.keys import check_content_type, check_expires, check_key, check_metadata, check_prefix
 from kmp_storage.protocols import Bucket
 from kmp_storage.settings.s3 import S3Settings
 from kmp_storage.values import BucketEntry

@@ -26,7 +26,7 @@ from kmp_core.errors import (
 )
 from kmp_core.plugins import extra
 from kmp_core.pool_metrics import PoolMetrics
-from kmp_storage.pauses import Pauses
+from kmp_storage.cache.pauses import Pauses
 from kmp_storage.redis.address import RedisAddress
 from kmp_storage.redis.channel import Channel, Command, pack_command
 from kmp_storage.redis.connections import Connections, Value, due_in, left_until

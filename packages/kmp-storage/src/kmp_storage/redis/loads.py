@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from kmp_core.deadlines import deadline, remaining
 from kmp_core.errors import BackendError
-from kmp_storage.flights import Flights, Landed
-from kmp_storage.pauses import Pauses
+from kmp_storage.cache.flights import Flights, Landed
+from kmp_storage.cache.pauses import Pauses
 from kmp_storage.redis.cluster import Servers
 from kmp_storage.redis.entries import NOTHING, Found, Keys, decode, encode
 from kmp_storage.redis.errors import is_outage

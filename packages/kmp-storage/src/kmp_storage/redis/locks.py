@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from kmp_core.deadlines import deadline
 from kmp_core.errors import Conflict
 from kmp_core.telemetry import Telemetry
-from kmp_storage.pauses import Pauses
+from kmp_storage.cache.pauses import Pauses
 from kmp_storage.redis.cluster import Servers
 from kmp_storage.redis.entries import Keys
 from kmp_storage.redis.leases import Leases

@@ -11,7 +11,7 @@ from typing import Any
 
 from kmp_core.errors import Conflict, Unavailable
 from kmp_storage.embedded.bucket.blobs import Upload
-from kmp_storage.object_keys import after_prefix
+from kmp_storage.objects.keys import after_prefix
 from kmp_storage.values import BucketEntry
 
 __all__ = ["MIGRATIONS", "Condition", "commit", "delete", "expire", "find", "forget", "garbage", "names", "page"]

@@ -17,7 +17,6 @@ from kmp_core.project import Project
 from kmp_core.resource import Provider
 from kmp_core.sqlite import Database, local_path
 from kmp_core.telemetry import Telemetry
-from kmp_storage.contents import PIECE_BYTES, apart, check_count, chunks_of
 from kmp_storage.embedded.bucket import index
 from kmp_storage.embedded.bucket.blobs import Blobs, Content
 from kmp_storage.embedded.bucket.files import FileBlobs
@@ -26,7 +25,8 @@ from kmp_storage.embedded.bucket.memory import MemoryBlobs
 from kmp_storage.embedded.bucket.settings import BucketSettings
 from kmp_storage.embedded.bucket.threads import Threads
 from kmp_storage.embedded.bucket.writes import Description, Writes
-from kmp_storage.object_keys import check_content_type, check_expires, check_key, check_metadata, check_prefix
+from kmp_storage.objects.contents import PIECE_BYTES, apart, check_count, chunks_of
+from kmp_storage.objects.keys import check_content_type, check_expires, check_key, check_metadata, check_prefix
 from kmp_storage.protocols import Bucket
 from kmp_storage.values import BucketEntry
 

@@ -17,11 +17,11 @@ from typing import TypeVar
 from kmp_core.deadlines import bounded, deadline
 from kmp_core.errors import InvalidInput, KmpError
 from kmp_core.sqlite import Database
-from kmp_storage.contents import check_chunk, closing
 from kmp_storage.embedded.bucket import index
 from kmp_storage.embedded.bucket.blobs import Blobs, Upload
 from kmp_storage.embedded.bucket.index import Condition
 from kmp_storage.embedded.bucket.threads import Threads
+from kmp_storage.objects.contents import check_chunk, closing
 from kmp_storage.values import BucketEntry
 
 __all__ = ["Description", "Writes"]

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from kmp_core.deadlines import deadline, remaining
 from kmp_core.errors import KmpError
+from kmp_storage.cache.flights import Flights, Landed
+from kmp_storage.cache.pauses import Pauses
 from kmp_storage.embedded.cache import leases
 from kmp_storage.embedded.cache.entries import Entries, Found
 from kmp_storage.embedded.cache.file import CacheFile
-from kmp_storage.flights import Flights, Landed
-from kmp_storage.pauses import Pauses
 
 __all__ = ["Load", "Loads", "Terms"]
 

@@ -18,13 +18,13 @@ from kmp_core.resource import Provider
 from kmp_core.sqlite import Database
 from kmp_core.telemetry import Telemetry
 from kmp_storage.cache import check_key, time_to_live
+from kmp_storage.cache.pauses import Pauses
 from kmp_storage.embedded.cache import leases
 from kmp_storage.embedded.cache.entries import MIGRATIONS, Entries
 from kmp_storage.embedded.cache.file import CacheFile
 from kmp_storage.embedded.cache.loads import Load, Loads, Terms
 from kmp_storage.embedded.cache.settings import CacheSettings
 from kmp_storage.embedded.files import embedded_path
-from kmp_storage.pauses import Pauses
 from kmp_storage.protocols import Cache
 from kmp_storage.values import CacheStatistics, Lease
 

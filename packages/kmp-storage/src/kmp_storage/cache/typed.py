@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 from kmp_core.deadlines import Timeout, deadline, duration
 from kmp_core.errors import InvalidInput
-from kmp_storage.codecs import Codec, check_codec, decode, encode
-from kmp_storage.secret_fields import secret_field
+from kmp_storage.cache.codecs import Codec, check_codec, decode, encode
+from kmp_storage.cache.secret_fields import secret_field
 
 if TYPE_CHECKING:
     from kmp_storage.protocols import Cache
