@@ -358,16 +358,13 @@ class TestS3Bucket(S3Leaks):
         await self._send(victim, "PUT", f"/{victim.place}", {"policy": ""}, content=policy.encode())
         yield
 
-    async def test_it_sees_a_bucket_that_became_the_neighbours(
+    async def test_it_sees_a_neighbour_who_may_give_buckets_away(
         self, victim: Login, neighbour: Login, s3: testbed.Server
     ) -> None:
-        await self.plant(victim)
-        async with self.owned_by(s3, victim.place, neighbour.user):
-            attempts = self.read(victim, neighbour)
-            assert await attempts["GET"]() == self.secret.encode()
-
-    @asynccontextmanager
-    async def owned_by(self, s3: testbed.Server, bucket: str, owner: str) -> AsyncIterator[None]:
         root = Login(testbed.LOOPBACK, s3.port, "admin", s3.password, "")
-        await self._send(root, "PATCH", "/change-bucket-owner", {"bucket": bucket, "owner": owner})
-        yield
+        role = b"<MutableProps><Role>admin</Role></MutableProps>"
+        await self._send(root, "PATCH", "/update-user", {"access": neighbour.user}, content=role)
+        try:
+            await sees("widen", "make a user.*take the bucket", self, victim, neighbour)
+        finally:
+            await self._send(root, "PATCH", "/delete-user", {"access": "mine"})

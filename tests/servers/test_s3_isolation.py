@@ -17,8 +17,11 @@ from kmp_core.errors import (
     Unauthenticated,
 )
 from kmp_storage.bucket import S3Bucket
+from kmp_storage.bucket.address import Address
 from kmp_storage.bucket.provisioning import VersityProvisioner
+from kmp_storage.bucket.requests import Requests
 from kmp_storage.bucket.signing import AccessKey
+from kmp_storage.settings.s3 import S3Settings
 
 Projects = dict[str, AccessKey]
 
@@ -67,6 +70,33 @@ async def test_provisioning_again_changes_nothing_and_rotates_on_request(
         assert await bucket.get("key") == b"kept"
     with pytest.raises(Unauthenticated):
         await S3Bucket(url(s3, projects["leak"]), project="leak").open()
+
+
+async def test_a_bucket_of_somebody_else_is_not_given_away(administrator: str, projects: Projects) -> None:
+    address = Address.read(administrator, settings=S3Settings.load())
+    root, bucket = Requests(address, "", connections=1), Requests(address, "backups", connections=1)
+    async with VersityProvisioner(administrator) as provisioner:
+        try:
+            await bucket.send("PUT")
+            await provisioner.provision("backups")  # empty and the administrator's: an earlier call ended there
+            await provisioner.deprovision("backups")
+
+            await bucket.send("PUT")
+            await bucket.send("PUT", "dump", content=b"all")
+            with pytest.raises(Conflict, match="'backups' is there already and belongs to 'admin'"):
+                await provisioner.provision("backups")
+            assert (await bucket.send("GET", "dump")).content == b"all"
+
+            await root.send("PATCH", "change-bucket-owner", query={"bucket": "backups", "owner": "leak2"})
+            with pytest.raises(Conflict, match="belongs to 'leak2'"):
+                await provisioner.provision("backups")
+            users = (await root.send("PATCH", "list-users")).content
+            assert b"<Access>leak2</Access>" in users
+            assert b"<Access>backups</Access>" not in users
+        finally:
+            await provisioner.deprovision("backups", force=True)
+            await root.close()
+            await bucket.close()
 
 
 async def test_deprovisioning_refuses_while_there_are_objects(s3: testbed.Server, administrator: str) -> None:

@@ -49,16 +49,17 @@ class VersityProvisioner:
         """Make the bucket and the access key; the same again changes nothing.
 
         Without `secret` a new one is made, and replaces that of an access key that is there already: keep what is
-        returned, the server does not tell it again.
+        returned, the server does not tell it again. Raises `Conflict` where the bucket is somebody else's.
         """
         name = backend_name(Project(project), "bucket")
         if secret is not None and len(secret) < _SHORTEST_SECRET:
             raise InvalidInput("secret", f"must have at least {_SHORTEST_SECRET} characters", project=project)
         key = AccessKey(name, secret or secrets.token_urlsafe(32))
         async with deadline(timeout, what=f"provisioning {project}", backend="s3"):
-            await self._make_user(key)
             bucket = Requests(self._address, name, connections=1)
             try:
+                await self._refuse_anothers(bucket, name)
+                await self._make_user(key)
                 with suppress(Conflict):  # it is there
                     await bucket.send("PUT")
             finally:
@@ -84,6 +85,16 @@ class VersityProvisioner:
                 await self._remove_user(name)
         finally:
             await bucket.close()
+
+    async def _refuse_anothers(self, bucket: Requests, name: str) -> None:
+        """A bucket that an earlier call left half done is empty, and the administrator's."""
+        listed = await self._server.send("PATCH", "list-buckets")
+        owner = dict(zip(texts(listed, "Name"), texts(listed, "Owner"), strict=True)).get(name, name)
+        if owner == name:
+            return
+        keys = texts(await bucket.send("GET", query={"list-type": "2", "max-keys": "1"}), "Key")
+        if keys or owner != (await self._address.keys()).name:
+            raise Conflict(f"the bucket {name!r} is there already and belongs to {owner!r}, not to a project", key=name)
 
     async def _make_user(self, key: AccessKey) -> None:
         secret = f"<Secret>{escape(key.secret)}</Secret>"
