@@ -113,6 +113,7 @@ def test_unknown_scheme_says_what_to_install(capability_name, scheme, installati
         ("storage.graph", "neo4j", "neo4j", "neo4j"),
         ("storage.cache", "redis", "redis", "redis"),
         ("storage.bucket", "s3", "obstore", "buckets"),
+        ("storage.bucket", "az", "obstore", "buckets"),
     ],
 )
 def test_missing_driver_says_what_to_install(capability_name, scheme, driver, installation):

@@ -34,7 +34,7 @@ OFFICIAL = {
 }
 """Servers whose official image keeps the contract of our entry points; the others are always built."""
 
-SERVERS = ("timescaledb", "pgbouncer", "neo4j", "redis", "kafka", "s3", "toxiproxy")
+SERVERS = ("timescaledb", "pgbouncer", "neo4j", "redis", "kafka", "s3", "azurite", "toxiproxy")
 PULL_SECONDS = 600
 CLEAN_SECONDS = 20
 END_SECONDS = 10

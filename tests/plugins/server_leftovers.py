@@ -92,6 +92,16 @@ async def on_s3(server: testbed.Server) -> list[str]:
     return [*(f"bucket {name}" for name in buckets), *(f"access key {name}" for name in users)]
 
 
+async def on_azurite(server: testbed.Server) -> list[str]:
+    import re
+
+    import azure_bed
+
+    answer = await azure_bed.send(server, "GET", "?comp=list", azure_bed.account_token(server))
+    answer.raise_for_status()
+    return [f"container {name}" for name in re.findall(r"<Name>(.*?)</Name>", answer.text)]
+
+
 ASK: dict[str, Callable[[testbed.Server], Awaitable[list[str]]]] = {
     "timescaledb": on_postgres,
     "redis": on_redis,
@@ -99,4 +109,5 @@ ASK: dict[str, Callable[[testbed.Server], Awaitable[list[str]]]] = {
     "neo4j": on_neo4j,
     "kafka": on_kafka,
     "s3": on_s3,
+    "azurite": on_azurite,
 }

@@ -1,8 +1,8 @@
 """Fixtures for the real servers, each started once a session, in parallel, and only where a collected test needs it.
 
-A test asks for `timescaledb`, `neo4j`, `redis_server`, `kafka` or `s3` and gets a `testbed.Server`. Where no container
-engine answers the tests that need one are skipped, and the summary says in one line how many and how to have them; in
-CI that is a failure. What the tests leave on a server fails the run.
+A test asks for `timescaledb`, `neo4j`, `redis_server`, `kafka`, `s3` or `azurite` and gets a `testbed.Server`. Where no
+container engine answers the tests that need one are skipped, and the summary says in one line how many and how to have
+them; in CI that is a failure. What the tests leave on a server fails the run.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ FIXTURES = {
     "redis_cluster": "redis_cluster",
     "kafka": "kafka",
     "s3": "s3",
+    "azurite": "azurite",
 }
 """The name of a fixture, and the recipe that it is started by."""
 
@@ -143,3 +144,4 @@ redis_server = _fixture("redis_server")
 redis_cluster = _fixture("redis_cluster")
 kafka = _fixture("kafka")
 s3 = _fixture("s3")
+azurite = _fixture("azurite")

@@ -87,7 +87,10 @@ class Server:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a server is run: image, port in the container, environment, command, folders, and how readiness is asked."""
+    """How a server is run: image, port in the container, environment, command, folders, and how readiness is asked.
+
+    With port 0 it listens in the container under the number that is published, which is in the variable PORTS: for one
+    that asks itself by the address that clients know."""
 
     image: str
     port: int
@@ -133,7 +136,7 @@ def launch(name: str, recipe: Recipe, *, mark: str | None = None) -> Server:
         container.with_volume_mapping(str(folder), path, "ro")
     ports: dict[str, Any] = container.ports  # the engine's client takes an address too, which the type leaves out
     nodes = [port, *(free_port() for _ in range(1, recipe.nodes))]
-    if len(nodes) == 1:
+    if len(nodes) == 1 and recipe.port:
         ports[f"{recipe.port}/tcp"] = (LOOPBACK, port)
     else:
         container.with_env("PORTS", " ".join(map(str, nodes)))
@@ -234,6 +237,16 @@ async def s3_ready(server: Server) -> None:
             raise ConnectionError(f"S3 answered {response.status_code}")
 
 
+async def azurite_ready(server: Server) -> None:
+    import httpx
+
+    # Any answer is one: without credentials it refuses, in its own protocol's words.
+    async with httpx.AsyncClient() as client:
+        response = await client.get(f"http://{LOOPBACK}:{server.port}/kmptests?comp=list")
+        if "x-ms-error-code" not in response.headers:
+            raise ConnectionError(f"Azurite answered {response.status_code}")
+
+
 async def kafka_ready(server: Server) -> None:
     import kafka_bed
 
@@ -308,5 +321,11 @@ RECIPES: dict[str, Recipe] = {
             "ROOT_SECRET_KEY": password,
             "VGW_KEEP_ALIVE": "true",  # as every other S3 server does; a cancelled call could meet its connection again
         },
+    ),
+    "azurite": Recipe(
+        "azurite",
+        0,  # a copy with a token asks for its source
+        azurite_ready,
+        environment=lambda password, port: {"AZURITE_ACCOUNTS": f"kmptests:{password}"},
     ),
 }

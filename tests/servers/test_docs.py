@@ -10,6 +10,7 @@ from typing import Any
 import neo4j as driver
 import pytest
 
+import azure_bed
 import postgres_bed
 import s3_bed
 import testbed
@@ -19,7 +20,8 @@ from kmp_storage.bucket.provisioning import VersityProvisioner
 from kmp_storage.timescale.provisioning import TimescaleProvisioner
 
 PAGES = Path(__file__).parents[2] / "docs" / "how-to"
-RUN = {"timescale", "neo4j", "buckets", "redis", "test-your-provider"}  # the last two in tests of their own
+RUN = {"timescale", "neo4j", "buckets", "azure-buckets"}
+RUN_ELSEWHERE = {"redis", "test-your-provider"}
 PASSWORD = "for-this-page-alone"
 
 
@@ -40,7 +42,7 @@ def test_every_page_about_a_server_is_run_on_it() -> None:
         for page in PAGES.glob("*.md")
         if re.search(r"^from kmp_storage\.(timescale|neo4j|redis|bucket)", page.read_text(), re.MULTILINE)
     }
-    assert about == RUN
+    assert about == RUN | RUN_ELSEWHERE
 
 
 async def test_timescale(timescaledb: testbed.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,3 +117,13 @@ async def test_buckets(s3: testbed.Server, capsys: pytest.CaptureFixture[str]) -
             await provisioner.deprovision("skyline", force=True)
         await page["make_project"](administrator)
         await page["remove_project"](administrator)
+
+
+async def test_azure_buckets(azurite: testbed.Server, capsys: pytest.CaptureFixture[str]) -> None:
+    page = run("azure-buckets", {"range(1_000_000)": "range(700_000)"})
+    async with azure_bed.own_project(azurite) as project:
+        await page["use_bucket"](azure_bed.url(azurite, project.token, container=project.name))
+        *sizes, refused, last = capsys.readouterr().out.splitlines()
+        assert sum(map(int, sizes)) == sum(len(b"UA%d,JFK,12\n" % number) for number in range(700_000))
+        assert refused.startswith("CloudBucket does not support a condition on a stream")
+        assert last == "somebody else was faster: read it again"

@@ -16,6 +16,7 @@ from neo4j import GraphDatabase
 from neo4j._async.io._bolt import AsyncBolt
 from redis.crc import key_slot
 
+import azure_bed
 import fault_beds
 import s3_bed
 import testbed
@@ -24,6 +25,7 @@ from kmp_core.secrets import Secret
 from kmp_core.testing import FaultyServer, MakeAt, ProviderFaults, Wire, WireTls, mark
 from kmp_core.testing.faults import Call
 from kmp_storage.bucket import S3Settings
+from kmp_storage.bucket.cloud import CloudSettings
 from kmp_storage.neo4j import Neo4jSettings, Neo4jStore
 from kmp_storage.redis import RedisCache, RedisSettings
 from kmp_storage.redis.channel import Channel
@@ -286,3 +288,24 @@ class TestS3Bucket(BucketFaults):
         settings = S3Settings.load(connections=self.pool_size, part_bytes=5 << 20)
         async with s3_bed.own_project(s3) as project:
             yield lambda host, port: project.bucket(port=port, settings=settings)
+
+
+class TestCloudBucket(BucketFaults):
+    keeps_acknowledged = False  # Azurite writes its index every few seconds
+
+    @pytest.fixture
+    async def project(self, azurite: testbed.Server) -> AsyncIterator[azure_bed.CloudProject]:
+        async with azure_bed.own_project(azurite) as project:
+            yield project
+
+    @pytest.fixture
+    def server(self, project: azure_bed.CloudProject) -> FaultyServer:
+        def again() -> None:
+            asyncio.run(azure_bed.make_container(project.server, project.name))
+
+        return fault_beds.Handle(project.server, after_restart=again)
+
+    @pytest.fixture
+    def make(self, project: azure_bed.CloudProject) -> MakeAt:
+        settings = CloudSettings.load(connections=self.pool_size, part_bytes=1 << 20)
+        return lambda host, port: project.bucket(port=port, settings=settings)

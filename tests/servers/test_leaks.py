@@ -13,6 +13,7 @@ import pytest
 import redis.asyncio
 from neo4j import GraphDatabase
 
+import azure_bed
 import s3_bed
 import testbed
 from kmp_core.secrets import Secret
@@ -20,6 +21,7 @@ from kmp_storage.bucket.provisioning import VersityProvisioner
 from kmp_storage.redis import RedisSettings
 from kmp_storage.redis.provisioning import RedisProvisioner
 from kmp_storage.testing.leaks import LeakTest, Login
+from kmp_storage.testing.leaks.azure import AzureLeaks
 from kmp_storage.testing.leaks.neo4j import Neo4jLeaks
 from kmp_storage.testing.leaks.redis import RedisClusterLeaks, RedisLeaks
 from kmp_storage.testing.leaks.s3 import S3Leaks
@@ -368,3 +370,67 @@ class TestS3Bucket(S3Leaks):
             await sees("widen", "make a user.*take the bucket", self, victim, neighbour)
         finally:
             await self._send(root, "PATCH", "/delete-user", {"access": "mine"})
+
+
+# Azure Blob Storage
+
+
+class TestCloudBucket(AzureLeaks):
+    @pytest.fixture
+    async def logins(self, azurite: testbed.Server) -> AsyncIterator[dict[str, Login]]:
+        names = ("leaky", "leaky2")
+        for name in names:
+            await azure_bed.make_container(azurite, name)
+        tokens = {name: azure_bed.container_token(azurite, name) for name in names}
+        yield {
+            name: Login(testbed.LOOPBACK, azurite.port, azure_bed.ACCOUNT, token, name)
+            for name, token in tokens.items()
+        }
+        for name in (*names, "leaky-more"):  # what a check can make whose guard was removed
+            await azure_bed.remove_container(azurite, name)
+
+    @pytest.fixture
+    def victim(self, logins: dict[str, Login]) -> Login:
+        return logins["leaky2"]
+
+    @pytest.fixture
+    def neighbour(self, logins: dict[str, Login]) -> Login:
+        return logins["leaky"]
+
+    @pytest.mark.parametrize(
+        ("kind", "what"),
+        [
+            ("connect", "the container itself"),
+            ("read", "GET"),
+            ("read", "copy to its own container"),
+            ("write", "delete"),
+            ("browse", "blobs"),
+            ("browse", "all containers"),
+            ("widen", "make a container"),
+        ],
+    )
+    async def test_it_sees_a_token_for_the_whole_account(
+        self, victim: Login, azurite: testbed.Server, kind: str, what: str
+    ) -> None:
+        whole = azure_bed.account_token(azurite)
+        mighty = Login(testbed.LOOPBACK, azurite.port, azure_bed.ACCOUNT, whole, "leaky")
+        await sees(kind, what, self, victim, mighty)
+
+    async def test_it_sees_a_container_that_is_open_to_everybody(
+        self, neighbour: Login, azurite: testbed.Server
+    ) -> None:
+        name, public = "leaky3", {"x-ms-blob-public-access": "blob"}
+        path = f"{name}?restype=container"
+        answer = await azure_bed.send(azurite, "PUT", path, azure_bed.account_token(azurite), headers=public)
+        assert answer.is_success, answer.text
+        token = azure_bed.container_token(azurite, name)
+        try:
+            await sees(
+                "connect",
+                "without a token",
+                self,
+                Login(testbed.LOOPBACK, azurite.port, azure_bed.ACCOUNT, token, name),
+                neighbour,
+            )
+        finally:
+            await azure_bed.remove_container(azurite, name)

@@ -16,8 +16,8 @@ from kmp_core.errors import Unavailable
 from kmp_core.project import Project
 from kmp_storage.bucket import S3Bucket, S3Settings
 from kmp_storage.bucket.address import Address
-from kmp_storage.bucket.objects import Objects
 from kmp_storage.bucket.requests import Requests
+from kmp_storage.bucket.s3_objects import S3Objects
 from relay import Relay
 
 
@@ -68,6 +68,6 @@ async def test_a_certificate_that_does_not_hold_is_not_asked_anything(
     address = Address.read(encrypted.url(host), settings=settings)
     requests = Requests(address, name, connections=1)
     with pytest.raises(Unavailable):
-        await Objects(address, name, settings, requests, Project(name)).head("key")
+        await S3Objects(address, name, settings, requests, Project(name)).head("key")
     await requests.close()
     assert encrypted.relay.opened == 0

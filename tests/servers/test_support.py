@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -76,6 +77,11 @@ def test_s3(s3: testbed.Server) -> None:
     # It does not tell its version, but Go writes it into every program.
     found = inside(s3, "grep", "-aom1", r"github.com/versity/versitygw.v[0-9.]*", "/usr/local/bin/versitygw")
     tells("versitygw (S3)", found.strip().rpartition("v")[2])
+
+
+def test_azurite(azurite: testbed.Server) -> None:
+    package = inside(azurite, "cat", "/opt/azurite/node_modules/azurite/package.json")
+    tells("Azurite, the emulator of Azure Blob Storage", str(json.loads(package)["version"]))
 
 
 def test_kafka(kafka: testbed.Server) -> None:

@@ -10,7 +10,7 @@ import pytest
 import faults
 import testbed
 
-NAMES = ["timescaledb", "neo4j", "redis_server", "redis_cluster", "kafka", "s3"]
+NAMES = ["timescaledb", "neo4j", "redis_server", "redis_cluster", "kafka", "s3", "azurite"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import ssl
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, unquote, urlsplit
 
-from kmp_core.errors import ConfigurationError, Fault
+from kmp_core.errors import ConfigurationError
+from kmp_storage.bucket.server_url import ServerUrl, fault
 from kmp_storage.bucket.signing import AccessKey, AccessKeys
 from kmp_storage.settings.s3 import S3Settings
 
@@ -15,7 +15,7 @@ __all__ = ["Address"]
 
 _EXAMPLE = "s3://s3.internal:9000 or s3+http://127.0.0.1:9000"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
-_SCHEMES = {"s3": "https", "s3+http": "http"}
+_SCHEMES = ("s3", "s3+http")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class Address:
         Without a host it is Amazon's, in the region of the settings. Raises `ConfigurationError`.
         """
         parts = _split(url)
-        bucket = parts.path.strip("/") or None
+        bucket = parts.bucket or None
         if bucket is not None and _BUCKET.fullmatch(bucket) is None:
             raise _fault("must end with the host, or with the name of one bucket")
-        authority = parts.netloc.rpartition("@")[2] or f"s3.{settings.region}.amazonaws.com"
+        authority = parts.authority or f"s3.{settings.region}.amazonaws.com"
         return cls(
-            endpoint=f"{_SCHEMES[parts.scheme]}://{authority}",
+            endpoint=f"{parts.protocol}://{authority}",
             authority=authority,
             region=settings.region,
             bucket=bucket,
@@ -60,30 +60,19 @@ class Address:
 
 def access_key_name(url: str, settings: S3Settings) -> str:
     """Who asks, where the secret comes from elsewhere."""
-    name = settings.access_key or unquote(_split(url).username or "")
+    name = settings.access_key or _split(url).user
     if not name:
         raise _fault("names no access key; set KMP_STORAGE_S3_ACCESS_KEY")
     return name
 
 
-def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise _fault("is no URL, or its port is no number from 0 to 65535") from None
-    if parts.scheme not in _SCHEMES:
-        raise _fault("must begin with s3:// or s3+http://")
-    if not parts.netloc and parts.path:
-        raise _fault("lacks the two slashes before the host")
-    if parts.query or parts.fragment:
-        raise _fault("takes no parameters; tune with KMP_STORAGE_S3_...")
-    return parts
+def _split(url: str) -> ServerUrl:
+    return ServerUrl.read(url, schemes=_SCHEMES, prefix="KMP_STORAGE_S3", example=_EXAMPLE)
 
 
-def _key(parts: SplitResult, settings: S3Settings) -> AccessKey:
-    name = settings.access_key or unquote(parts.username or "")
-    secret = unquote(parts.password or "") if settings.secret_key is None else settings.secret_key.get_secret_value()
+def _key(parts: ServerUrl, settings: S3Settings) -> AccessKey:
+    name = settings.access_key or parts.user
+    secret = parts.secret if settings.secret_key is None else settings.secret_key.get_secret_value()
     if not name or not secret:
         raise _fault("names no access key and secret; set KMP_STORAGE_S3_ACCESS_KEY and KMP_STORAGE_S3_SECRET_KEY")
     return AccessKey(name, secret)
@@ -97,4 +86,4 @@ def _constant(key: AccessKey) -> AccessKeys:
 
 
 def _fault(problem: str) -> ConfigurationError:
-    return ConfigurationError(Fault("KMP_STORAGE_BUCKET_URL", problem, example=_EXAMPLE))
+    return fault(problem, _EXAMPLE)

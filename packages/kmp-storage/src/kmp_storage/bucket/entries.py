@@ -1,4 +1,4 @@
-"""What an object's headers say: its description as a `BucketEntry`, and our mark that carries what S3 has no field for.
+"""What an object's headers say: its description as a `BucketEntry`, and our mark for what a server has no field for.
 
 One item of user metadata, `kmp`, holds the version of the notation, a random name of this version of the object (an
 S3 ETag is the same whenever the content is), the moment of the put, the content's SHA-256, the size of its parts, and
@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 from kmp_core.errors import InvalidInput
 from kmp_storage.values import BucketEntry
 
-__all__ = ["Mark", "describe", "entry_of", "server_tag"]
+__all__ = ["Mark", "describe", "entry_of", "items_of", "server_tag"]
 
 _META = "x-amz-meta-"
 _MARK = "kmp"
@@ -70,15 +70,20 @@ class Mark:
         return cls(fields[1], modified, checksum, int(fields[4] or 0) or None, fields[5] == "1")
 
 
-def describe(mark: Mark, content_type: str | None, metadata: Mapping[str, str], key: str) -> dict[str, str]:
-    """The headers that describe an object. Raises `InvalidInput` for more metadata than S3 takes."""
+def items_of(mark: Mark, metadata: Mapping[str, str], key: str) -> dict[str, str]:
+    """The user metadata to store: the mark and the caller's. Raises `InvalidInput` for more than a server takes."""
     items = {_MARK: mark.encode()} | {name: quote(value, safe=_PLAIN) for name, value in metadata.items()}
     if _MARK in metadata:
         raise InvalidInput("metadata", f"has the name {_MARK!r}, which is ours", example='{"origin": "JFK"}', key=key)
     if sum(len(name) + len(value) for name, value in items.items()) > _HEADER_BYTES:
         problem = f"takes more than {_HEADER_BYTES} bytes as headers"
         raise InvalidInput("metadata", problem, example='{"origin": "JFK"}', key=key)
-    headers = {_META + name: value for name, value in items.items()}
+    return items
+
+
+def describe(mark: Mark, content_type: str | None, metadata: Mapping[str, str], key: str) -> dict[str, str]:
+    """The headers that describe an object to S3."""
+    headers = {_META + name: value for name, value in items_of(mark, metadata, key).items()}
     return headers if content_type is None else headers | {"content-type": content_type}
 
 

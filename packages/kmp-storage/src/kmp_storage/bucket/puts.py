@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
@@ -16,12 +15,11 @@ from kmp_storage.bucket.entries import Mark, describe, server_tag
 from kmp_storage.bucket.objects import Objects
 from kmp_storage.bucket.requests import Answer, Requests
 from kmp_storage.bucket.uploads import Uploads, checksum_header
-from kmp_storage.objects.contents import check_chunk
+from kmp_storage.objects.contents import chain, digest, parts_of
 from kmp_storage.values import BucketEntry
 
 __all__ = ["Puts", "Terms"]
 
-_THREAD_BYTES = 256 << 10
 _ASKED_BYTES = 64 << 10
 _APART_SECONDS = 2.0
 
@@ -62,13 +60,14 @@ class Puts:
 
     async def put(self, terms: Terms, chunks: AsyncIterator[bytes]) -> BucketEntry:
         """Put the content, in parts where it is larger than one."""
-        async with aclosing(self._parts(terms.key, chunks, terms.seconds)) as parts:
+        split = parts_of(chunks, self._part_bytes, key=terms.key, seconds=terms.seconds, backend="s3")
+        async with aclosing(split) as parts:
             return await self._put(terms, parts)
 
     async def _put(self, terms: Terms, parts: AsyncGenerator[bytearray, None]) -> BucketEntry:
         first = await anext(parts, bytearray())
         small, typed = len(first) < self._part_bytes, terms.content_type is not None
-        checksum, header = await _checksum(first) if small else (None, {})
+        checksum, header = checksum_header(await digest(first)) if small else (None, {})
         mark = Mark.now(checksum=checksum, part_bytes=None if small else self._part_bytes, typed=typed)
         headers = describe(mark, terms.content_type, terms.metadata, terms.key)
         await self._spare(terms, len(first))
@@ -76,7 +75,7 @@ class Puts:
             if small:
                 etag, size = await self._put_small(terms, mark, first, {**headers, **header}), len(first)
             else:
-                rest = _chain(first, parts)
+                rest = chain(first, parts)
                 del first
                 etag, size = await self._put_large(terms, mark, rest, headers)
         except NotFound as error:
@@ -171,30 +170,6 @@ class Puts:
             raise _unexpected(terms.key)
         return None
 
-    async def _parts(
-        self, key: str, chunks: AsyncIterator[bytes], seconds: float | None
-    ) -> AsyncGenerator[bytearray, None]:
-        """The content in parts of the same size, the last one smaller or none."""
-        size = self._part_bytes
-        buffer = bytearray()
-        while True:
-            async with deadline(seconds, what=f"receiving {key!r}", backend="s3"):
-                chunk = await anext(chunks, None)
-            if chunk is None:
-                break
-            check_chunk(chunk, key)
-            rest = memoryview(chunk)
-            while rest:
-                taken = rest[: size - len(buffer)]
-                buffer += taken
-                rest = rest[len(taken) :]
-                if len(buffer) == size:
-                    part, buffer = buffer, bytearray()
-                    yield part
-                    del part
-        if buffer:
-            yield buffer
-
 
 def _is_older(there: Answer, seconds: float) -> bool:
     """Whether an object was certainly there so many seconds ago, by the server's clock alone.
@@ -219,18 +194,3 @@ def _overtaken(key: str) -> OutcomeUnknown:
         f"the answer to a put was lost, and {key!r} may have been changed since: look whether to put it again",
         backend="s3",
     )
-
-
-async def _checksum(content: bytearray) -> tuple[str, dict[str, str]]:
-    # A thread costs more than what it saves the event loop where the content is small.
-    if len(content) < _THREAD_BYTES:
-        return checksum_header(content)
-    return await asyncio.to_thread(checksum_header, content)
-
-
-async def _chain(first: bytearray, rest: AsyncIterator[bytearray]) -> AsyncIterator[bytearray]:
-    yield first
-    del first
-    async for part in rest:
-        yield part
-        del part

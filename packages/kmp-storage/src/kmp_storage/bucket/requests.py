@@ -9,12 +9,10 @@ botocore is 34 MB for it, httpx-aws-auth leaves out the headers that S3 wants si
 from __future__ import annotations
 
 import asyncio
-import atexit
 import hashlib
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 from xml.etree import ElementTree
 
 from kmp_core.errors import (
@@ -22,7 +20,6 @@ from kmp_core.errors import (
     Conflict,
     InvalidInput,
     KmpError,
-    LifecycleError,
     NotFound,
     PermissionDenied,
     Unauthenticated,
@@ -31,6 +28,7 @@ from kmp_core.errors import (
 )
 from kmp_core.plugins import extra
 from kmp_storage.bucket.address import Address
+from kmp_storage.bucket.running import Running
 from kmp_storage.bucket.signing import encode_path, encode_query, signed
 
 with extra("httpx", install="kmp-storage[buckets]"):
@@ -42,12 +40,8 @@ __all__ = ["Answer", "Requests", "texts"]
 
 Answer = httpx.Response
 
-T = TypeVar("T")
-
 _BACKEND = "s3"
-_CLOSED = "the bucket was closed while the call was running"
 _SLICE_BYTES = 256 << 10
-_LET_GO_SECONDS = 0.2
 _UNKNOWN_CALLER = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 # What servers that keep objects as files cannot hold, which Amazon's can (versitygw's own codes).
 _UNSTORABLE = {
@@ -67,8 +61,7 @@ class Requests:
     def __init__(self, address: Address, bucket: str, *, connections: int) -> None:
         self._address = address
         self._bucket = bucket
-        self._running: set[asyncio.Task[Any]] = set()
-        self._closed = False
+        self.running = Running()
         # First come, first served: httpx's own pool lets some wait for ever longer, and all the longer the more wait.
         self._turns = asyncio.Semaphore(connections)
         # The caller's deadline bounds everything; httpx keeps no time of its own.
@@ -81,11 +74,7 @@ class Requests:
 
     async def close(self) -> None:
         """End what is under way; a connection that is still being made would outlive its pool."""
-        self._closed = True
-        running = tuple(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await self.running.close()
         await self._client.aclose()
 
     def path(self, key: str) -> str:
@@ -132,40 +121,7 @@ class Requests:
             async with self._turns:
                 return await self._client.request(method, url, **request)
 
-        return await self.until_closed(in_turn)
-
-    async def until_closed(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do something that `close` ends. Raises `LifecycleError` then."""
-        self._ensure_open()
-
-        async def working() -> T:
-            return await work()
-
-        task = asyncio.create_task(working())
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if self._closed and (current is None or not current.cancelling()):
-                raise LifecycleError(_CLOSED) from None
-            raise
-        finally:
-            Requests.last = time.monotonic()
-
-    def _ensure_open(self) -> None:
-        if self._closed:
-            raise LifecycleError(_CLOSED)
-
-
-@atexit.register
-def _let_go() -> None:
-    """Give obstore's threads the moment that they need after a call to let go of Python.
-
-    One that still wants it while the interpreter ends is ended by the interpreter, which aborts the whole process.
-    """
-    time.sleep(max(0.0, Requests.last + _LET_GO_SECONDS - time.monotonic()))
+        return await self.running.until_closed(in_turn)
 
 
 async def _slices(content: bytes | bytearray) -> AsyncIterator[bytes]:

@@ -2,56 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
-from typing import Literal, Self, TypeVar
+from typing import Self
 from urllib.parse import unquote
 
-from kmp_core.breaker import Breaker
 from kmp_core.context import Context
-from kmp_core.deadlines import Timeout, bounded, deadline, duration, within
-from kmp_core.errors import (
-    Conflict,
-    InvalidInput,
-    KmpError,
-    NotFound,
-    Unsupported,
-)
+from kmp_core.deadlines import Timeout, bounded, deadline, within
+from kmp_core.errors import Conflict, KmpError, NotFound
 from kmp_core.project import Project, backend_name
-from kmp_core.resource import Provider
-from kmp_core.retries import Retries
 from kmp_core.secrets import SecretStore
-from kmp_core.telemetry import Telemetry
 from kmp_storage.bucket.address import Address, access_key_name
 from kmp_storage.bucket.entries import Mark, describe, server_tag
-from kmp_storage.bucket.objects import Objects
 from kmp_storage.bucket.puts import Puts, Terms
 from kmp_storage.bucket.requests import Requests, texts
+from kmp_storage.bucket.s3_objects import S3Objects
+from kmp_storage.bucket.server_bucket import ServerBucket
 from kmp_storage.bucket.signing import AccessKey, AccessKeys
 from kmp_storage.bucket.uploads import Uploads
-from kmp_storage.objects.contents import apart, check_count, chunks_of, closing
-from kmp_storage.objects.keys import check_content_type, check_expires, check_key, check_metadata, check_prefix
-from kmp_storage.protocols import Bucket
+from kmp_storage.objects.contents import chunks_of, closing
+from kmp_storage.objects.keys import check_key
 from kmp_storage.settings.s3 import S3Settings
 from kmp_storage.values import BucketEntry
 
 __all__ = ["S3Bucket", "S3Settings"]
 
-T = TypeVar("T")
-
 _PAGE = 1000
-_HEADS_AT_ONCE = 16
-_EVERYTHING = sys.maxsize
-_LARGEST_CHUNK = 64 << 20
-_LONGEST_SIGNATURE = timedelta(days=7)
-_EXPIRY = "have who provisions the bucket set a lifecycle rule for a prefix, on a server with them, such as Amazon S3"
 
 
-class S3Bucket(Provider, Bucket):
+class S3Bucket(ServerBucket):
     """Keep objects in the project's own bucket of an S3 server, under their own keys, for every other program to read.
 
     A put is whole or nothing, and verified by the server; a get is verified here. Content type and metadata are the
@@ -59,6 +39,10 @@ class S3Bucket(Provider, Bucket):
     """
 
     abilities = frozenset({"durable", "shared", "sign"})
+    backend = "s3"
+    no_expiry = (
+        "have who provisions the bucket set a lifecycle rule for a prefix, on a server with them, such as Amazon S3"
+    )
 
     def __init__(
         self,
@@ -89,11 +73,10 @@ class S3Bucket(Provider, Bucket):
         return cls(url, project=context.project, settings=settings, keys=keys)
 
     async def _open(self) -> None:
-        self._telemetry = Telemetry("db", "s3", project=self.project, scope="kmp_storage")
-        self._retries = Retries("s3", breaker=Breaker("s3", longest_pause="3s"))
+        self._begin(self.settings.timeout)
         self._requests = Requests(self.address, self.bucket, connections=self.settings.connections)
         self._uploads = Uploads(self._requests)
-        self._objects = Objects(self.address, self.bucket, self.settings, self._requests, self.project)
+        self._objects = S3Objects(self.address, self.bucket, self.settings, self._requests, self.project)
         self._puts = Puts(
             self._requests, self._objects, self._uploads, retries=self._retries, part_bytes=self.settings.part_bytes
         )
@@ -122,14 +105,14 @@ class S3Bucket(Provider, Bucket):
         expires: Timeout = None,
         timeout: Timeout = None,
     ) -> BucketEntry:
-        self.ensure_open()
-        check_key(key)
-        check_content_type(content_type)
-        if if_absent and if_match is not None:
-            raise InvalidInput("if_match", "contradicts if_absent", example="if_match=entry.etag", key=key)
-        items = check_metadata(metadata)
-        if check_expires(expires, key) is not None:
-            raise Unsupported("expiry", provider="S3Bucket", instead=_EXPIRY)
+        items = self._check_put(
+            key,
+            content_type=content_type,
+            metadata=metadata,
+            if_absent=if_absent,
+            if_match=if_match,
+            expires=expires,
+        )
         seconds = within(timeout, self.settings.timeout)
         with self._telemetry.call("put"):
             chunks = chunks_of(content, key)
@@ -139,38 +122,6 @@ class S3Bucket(Provider, Bucket):
                 terms = Terms(key, content_type, items, condition, seconds)
                 async with closing(chunks):
                     return await self._puts.put(terms, chunks)
-
-    async def get(self, key: str, *, timeout: Timeout = None) -> bytes:
-        self.ensure_open()
-        check_key(key)
-        seconds = within(timeout, self.settings.timeout)
-        with self._telemetry.call("get"):
-            async with deadline(seconds, what=f"getting {key!r}", backend="s3"):
-                return await self._again(lambda: self._get(key, seconds))
-
-    def stream(self, key: str, *, chunk: int = 1 << 20, timeout: Timeout = None) -> AsyncIterator[bytes]:
-        self.ensure_open()
-        check_key(key)
-        check_count("chunk", chunk, lowest=1, highest=_LARGEST_CHUNK)
-        return self._stream(key, chunk, within(timeout, self.settings.timeout))
-
-    async def head(self, key: str, *, timeout: Timeout = None) -> BucketEntry | None:
-        self.ensure_open()
-        check_key(key)
-        seconds = within(timeout, self.settings.timeout)
-        with self._telemetry.call("head"):
-            async with deadline(seconds, what=f"asking for {key!r}", backend="s3"):
-                return await self._again(lambda: self._entry(key))
-
-    def list(
-        self, prefix: str = "", *, limit: int | None = None, timeout: Timeout = None
-    ) -> AsyncIterator[BucketEntry]:
-        """Entries in the order of their keys' bytes. S3 lists no metadata: each entry is one more request."""
-        self.ensure_open()
-        check_prefix(prefix)
-        limit = _EVERYTHING if limit is None else limit
-        check_count("limit", limit, lowest=0, highest=_EVERYTHING)
-        return self._list(prefix, limit, within(timeout, self.settings.timeout))
 
     async def delete(self, key: str, *, timeout: Timeout = None) -> bool:
         self.ensure_open()
@@ -196,18 +147,6 @@ class S3Bucket(Provider, Bucket):
                     with suppress(Conflict):  # the source was replaced between the two requests: look again
                         return await self._copy(source, target)
 
-    async def sign(self, key: str, *, expires: Timeout, method: Literal["GET", "PUT"] = "GET") -> str:
-        """A URL for whoever has it. What is put with one has no checksum and no metadata of ours."""
-        self.ensure_open()
-        check_key(key)
-        if method not in ("GET", "PUT"):
-            raise InvalidInput("method", "must be GET or PUT", example='"GET"', key=key)
-        span = timedelta(0) if expires is None else duration(expires, field="expires")
-        if not timedelta(seconds=1) <= span <= _LONGEST_SIGNATURE:
-            raise InvalidInput("expires", "must lie between a second and seven days", example='"15m"', key=key)
-        with self._telemetry.call("sign"):
-            return await self._objects.sign(key, method, span, within(None, self.settings.timeout))
-
     async def _copy(self, source: str, target: str) -> BucketEntry:
         found = await self._objects.head(source)
         if found is None:
@@ -227,54 +166,16 @@ class S3Bucket(Provider, Bucket):
         etag = texts(copied, "ETag")[0].strip('"')
         return replace(entry, key=target, etag=f"{etag}.{kept.version}", modified=kept.modified)
 
-    # Reading
-
-    async def _again(self, work: Callable[[], Awaitable[T]]) -> T:
-        return await self._retries.call(work, idempotent=True)
-
-    async def _entry(self, key: str) -> BucketEntry | None:
-        found = await self._objects.head(key)
-        return None if found is None else found[0]
-
-    async def _get(self, key: str, seconds: float | None) -> bytes:
-        content = bytearray()
-        async with self._objects.turns, aclosing(self._objects.contents(key, 4 << 20, seconds)) as chunks:
-            async for chunk in chunks:
-                content += chunk
-        return bytes(content)
-
-    async def _stream(self, key: str, chunk: int, seconds: float | None) -> AsyncIterator[bytes]:
-        self.ensure_open()
-        with apart(self._telemetry.call("stream")):
-            async with aclosing(self._objects.contents(key, chunk, seconds)) as chunks:
-                async for part in chunks:
-                    yield part
-
-    async def _list(self, prefix: str, limit: int, seconds: float | None) -> AsyncIterator[BucketEntry]:
-        self.ensure_open()
-        with apart(self._telemetry.call("list")):
-            async with aclosing(self._keys(prefix, min(limit, _PAGE), seconds)) as found:
-                async for keys in found:
-                    self.ensure_open()
-                    heads = asyncio.gather(*map(self._entry, keys[:limit]))
-                    for entry in await bounded(heads, seconds, what="listing", backend="s3"):
-                        if entry is not None:  # deleted between the two requests
-                            limit -= 1
-                            yield entry
-                    if limit <= 0:
-                        return
-
-    async def _keys(self, prefix: str, count: int, seconds: float | None) -> AsyncGenerator[Sequence[str], None]:
-        """The keys, as many at a time as are then asked for at once."""
-        query = {"list-type": "2", "prefix": prefix, "max-keys": str(count), "encoding-type": "url"}
-        while count > 0:
+    async def _keys(self, prefix: str, limit: int, seconds: float | None) -> AsyncGenerator[Sequence[str], None]:
+        count = str(min(limit, _PAGE))
+        query = {"list-type": "2", "prefix": prefix, "max-keys": count, "encoding-type": "url"}
+        while limit > 0:
             page = self._again(lambda: self._requests.send("GET", query=query))
             answer = await bounded(page, seconds, what="listing", backend="s3")
             keys = texts(answer, "Key")
             if "url" in texts(answer, "EncodingType"):  # not every server knows it
                 keys = [unquote(key) for key in keys]
-            for start in range(0, len(keys), _HEADS_AT_ONCE):
-                yield keys[start : start + _HEADS_AT_ONCE]
+            yield keys
             token = next(iter(texts(answer, "NextContinuationToken")), "")
             if not token:
                 return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from kmp_core.deadlines import deadline, detached, remaining
 from kmp_core.errors import DeadlineExceeded, InvalidInput, KmpError, NotFound
 from kmp_storage.bucket.requests import Answer, Requests, texts
+from kmp_storage.objects.contents import digest
 
 __all__ = ["Uploads", "checksum_header"]
 
@@ -27,9 +27,8 @@ _LATE_SECONDS = 0.05
 _CHECKSUM = "x-amz-checksum-sha256"
 
 
-def checksum_header(content: bytes | bytearray) -> tuple[str, dict[str, str]]:
-    """The SHA-256 of a content in hexadecimal, and the header by which the server verifies and keeps it."""
-    digest = hashlib.sha256(content).digest()
+def checksum_header(digest: bytes) -> tuple[str, dict[str, str]]:
+    """A SHA-256 in hexadecimal, and the header by which the server verifies and keeps it."""
     return digest.hex(), {_CHECKSUM: base64.b64encode(digest).decode()}
 
 
@@ -102,7 +101,7 @@ class Uploads:
         return done, size
 
     async def _part(self, upload: _Upload, number: int, content: bytearray, seconds: float | None) -> str:
-        checksum, header = await asyncio.to_thread(checksum_header, content)
+        checksum, header = checksum_header(await digest(content))
         query = {"partNumber": str(number), "uploadId": upload.id}
         async with deadline(seconds, what=f"putting part {number} of {upload.key!r}", backend="s3"):
             answer = await self._requests.send(

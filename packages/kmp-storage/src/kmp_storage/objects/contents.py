@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 
+from kmp_core.deadlines import deadline
 from kmp_core.errors import InvalidInput
 
-__all__ = ["PIECE_BYTES", "apart", "check_chunk", "check_count", "chunks_of", "closing"]
+__all__ = ["PIECE_BYTES", "apart", "chain", "check_chunk", "check_count", "chunks_of", "closing", "digest", "parts_of"]
+
+_THREAD_BYTES = 256 << 10
 
 PIECE_BYTES = 4 << 20
 """How much of a content is read or written at a time, so that a call can be left in between."""
@@ -37,6 +42,47 @@ def chunks_of(content: object, key: str) -> AsyncIterator[bytes]:
 def check_chunk(chunk: object, key: str) -> None:
     if not isinstance(chunk, bytes):
         raise InvalidInput("content", f"must yield bytes, not {type(chunk).__name__}", example='b"text"', key=key)
+
+
+async def parts_of(
+    chunks: AsyncIterator[bytes], size: int, *, key: str, seconds: float | None, backend: str
+) -> AsyncGenerator[bytearray, None]:
+    """The content in parts of the same size, the last one smaller or none; `seconds` bounds the wait for each chunk."""
+    buffer = bytearray()
+    while True:
+        async with deadline(seconds, what=f"receiving {key!r}", backend=backend):
+            chunk = await anext(chunks, None)
+        if chunk is None:
+            break
+        check_chunk(chunk, key)
+        rest = memoryview(chunk)
+        while rest:
+            taken = rest[: size - len(buffer)]
+            buffer += taken
+            rest = rest[len(taken) :]
+            if len(buffer) == size:
+                part, buffer = buffer, bytearray()
+                yield part
+                del part
+    if buffer:
+        yield buffer
+
+
+async def chain(first: bytearray, rest: AsyncIterator[bytearray]) -> AsyncIterator[bytearray]:
+    """A part that was looked at, and those after it; none is held longer than whoever takes it does."""
+    yield first
+    del first
+    async for part in rest:
+        yield part
+        del part
+
+
+async def digest(content: bytes | bytearray) -> bytes:
+    """The SHA-256 of a content, beside the event loop where that is worth a thread."""
+    # A thread costs more than what it saves the event loop where the content is small.
+    if len(content) < _THREAD_BYTES:
+        return hashlib.sha256(content).digest()
+    return (await asyncio.to_thread(hashlib.sha256, content)).digest()
 
 
 @asynccontextmanager

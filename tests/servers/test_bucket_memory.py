@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
 
 import pytest
 
+import azure_bed
 import s3_bed
 import testbed
-from s3_bed import S3Project
 
 PROGRAM = """
 import asyncio, gc, os, sys
 from pathlib import Path
-from kmp_storage.bucket import S3Bucket
+from kmp_storage.bucket.cloud import CloudBucket
+from kmp_storage.bucket.s3 import S3Bucket
 
 MIB = 1 << 20
 CHUNK = os.urandom(MIB)
@@ -29,7 +29,8 @@ async def content(count):
         yield CHUNK
 
 async def main(url, project, count):
-    async with S3Bucket(url, project=project) as bucket:
+    kind = CloudBucket if url.startswith("az") else S3Bucket
+    async with kind(url, project=project) as bucket:
         await bucket.put("warm", content(20))
         async for _ in bucket.stream("warm"):
             pass
@@ -59,14 +60,17 @@ GROWTH_MIB = 64
 MIB_OF_CONTENT = 1024 if os.environ.get("KMP_TEST_LARGE") else 200
 
 
-@pytest.fixture
-async def project(s3: testbed.Server) -> AsyncIterator[S3Project]:
-    async with s3_bed.own_project(s3) as made:
-        yield made
+@pytest.mark.parametrize("server", ["s3", "azurite"])
+async def test_memory_stays_flat_while_a_large_object_goes_up_and_down(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    running: testbed.Server = request.getfixturevalue(server)
+    async with {"s3": s3_bed, "azurite": azure_bed}[server].own_project(running) as project:
+        await goes_up_and_down(project.url(), project.name)
 
 
-async def test_memory_stays_flat_while_a_large_object_goes_up_and_down(project: S3Project) -> None:
-    arguments = (sys.executable, "-c", PROGRAM, project.url(), project.name, str(MIB_OF_CONTENT))
+async def goes_up_and_down(url: str, project: str) -> None:
+    arguments = (sys.executable, "-c", PROGRAM, url, project, str(MIB_OF_CONTENT))
     process = await asyncio.create_subprocess_exec(
         *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
