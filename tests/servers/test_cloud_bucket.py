@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import secrets
+import sys
 from collections.abc import AsyncIterator
 
 import httpx
@@ -303,6 +304,25 @@ async def test_a_change_whose_answer_is_lost_has_an_unknown_outcome(
             assert caught.value.outcome_unknown
             there = [entry.key async for entry in bucket.list()]
             assert there == ([] if call == "delete" else ["key", "source"])
+
+
+ENDS_AT_ONCE = """
+import asyncio, sys
+from kmp_storage.bucket.cloud import CloudBucket
+
+async def main():
+    async with CloudBucket(sys.argv[1], project=sys.argv[2]) as bucket:
+        await asyncio.gather(*(bucket.put(f"key/{number}", b"1") for number in range(8)))
+
+asyncio.run(main())
+"""
+
+
+async def test_processes_that_end_right_after_their_last_call_end_well(project: CloudProject) -> None:
+    command = (sys.executable, "-c", ENDS_AT_ONCE, project.url(), project.name)
+    for _ in range(3):
+        processes = [await asyncio.create_subprocess_exec(*command) for _ in range(4)]
+        assert await asyncio.gather(*(process.wait() for process in processes)) == [0] * 4
 
 
 @pytest.mark.parametrize(
