@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -63,6 +64,22 @@ async def make_container(server: testbed.Server, name: str) -> None:
 async def remove_container(server: testbed.Server, name: str) -> None:
     answer = await send(server, "DELETE", f"{name}?restype=container", account_token(server))
     assert answer.status_code in (202, 404), answer.text
+
+
+async def containers(server: testbed.Server) -> list[str]:
+    """The names of all that the account has."""
+    answer = await send(server, "GET", "?comp=list", account_token(server))
+    answer.raise_for_status()
+    return re.findall(r"<Name>(.*?)</Name>", answer.text)
+
+
+async def as_it_was(server: testbed.Server, *names: str) -> None:
+    """After a kill: Azurite writes its index every few seconds, so it lost what was new and has what was removed."""
+    for name in await containers(server):
+        if name not in names:
+            await remove_container(server, name)
+    for name in names:
+        await make_container(server, name)
 
 
 @dataclass

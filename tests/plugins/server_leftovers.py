@@ -93,13 +93,9 @@ async def on_s3(server: testbed.Server) -> list[str]:
 
 
 async def on_azurite(server: testbed.Server) -> list[str]:
-    import re
-
     import azure_bed
 
-    answer = await azure_bed.send(server, "GET", "?comp=list", azure_bed.account_token(server))
-    answer.raise_for_status()
-    return [f"container {name}" for name in re.findall(r"<Name>(.*?)</Name>", answer.text)]
+    return [f"container {name}" for name in await azure_bed.containers(server)]
 
 
 ASK: dict[str, Callable[[testbed.Server], Awaitable[list[str]]]] = {

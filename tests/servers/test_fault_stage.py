@@ -301,7 +301,7 @@ class TestCloudBucket(BucketFaults):
     @pytest.fixture
     def server(self, project: azure_bed.CloudProject) -> FaultyServer:
         def again() -> None:
-            asyncio.run(azure_bed.make_container(project.server, project.name))
+            asyncio.run(azure_bed.as_it_was(project.server, project.name))
 
         return fault_beds.Handle(project.server, after_restart=again)
 

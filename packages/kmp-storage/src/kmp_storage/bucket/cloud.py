@@ -103,7 +103,7 @@ class CloudBucket(ServerBucket):
         credential = await self.address.credentials()
         check_credential(credential)
         self._can(sign=not is_token(credential))
-        self._objects = self._blobs = CloudObjects(self.address, self.settings, self._running, self.project)
+        self._objects = self._blobs = CloudObjects(self.address, credential, self.settings, self._running, self.project)
         await self._check()
 
     async def _close(self) -> None:

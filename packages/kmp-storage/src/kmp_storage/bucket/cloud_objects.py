@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, TypeVar
 from urllib.parse import quote
 
@@ -25,7 +25,7 @@ with extra("obstore", install="kmp-storage[buckets]"):
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, PutMode
-    from obstore.store import AzureCredential
+    from obstore.store import AzureConfig
 
     Listing = AsyncIterator[Sequence[ObjectMeta]]
 
@@ -44,11 +44,14 @@ _STAND_IN = re.compile(r"_x([0-9a-f]{4})_")
 class CloudObjects(Objects):
     """What obstore does with a container, beyond what it does with any bucket."""
 
-    def __init__(self, address: CloudAddress, settings: CloudSettings, running: Running, project: Project) -> None:
+    def __init__(
+        self, address: CloudAddress, credential: str, settings: CloudSettings, running: Running, project: Project
+    ) -> None:
         self._address = address
-        self._credential = ""
+        self._credential = credential
+        self._settings = settings
         super().__init__(
-            self._connect(settings),
+            self._connect(),
             server="Azure Blob Storage",
             backend=BACKEND,
             connections=settings.connections,
@@ -57,7 +60,12 @@ class CloudObjects(Objects):
         )
 
     async def send(self, work: Callable[[], Awaitable[T]]) -> T:
-        self._credential = await self._address.credentials()
+        # A store is made for one credential. obstore asks one that could tell another behind a lock, and a list that
+        # was given up on its way there keeps that lock from everybody.
+        credential = await self._address.credentials()
+        if credential != self._credential:
+            self._credential = credential
+            self.store = self._connect()
         return await super().send(work)
 
     async def sign(self, key: str, method: Literal["GET", "PUT"], span: timedelta, seconds: float | None) -> str:
@@ -139,24 +147,22 @@ class CloudObjects(Objects):
         found = await self.in_turn(lambda: anext(listing, None))
         return None if found is None else [meta["path"] for meta in found]
 
-    def _connect(self, settings: CloudSettings) -> AzureStore:
-        # Not a coroutine: obstore sends the parts of a stream from threads of its own, where no event loop runs.
-        def credential() -> AzureCredential:
-            # Over as soon as it is told, so that each request asks anew, and a rotated secret is used at once.
-            now = datetime.now(UTC)
-            if is_token(self._credential):
-                return {"sas_token": self._credential.removeprefix("?"), "expires_at": now}
-            return {"access_key": self._credential, "expires_at": now}
-
-        address = self._address
+    def _connect(self) -> AzureStore:
+        address, credential = self._address, self._credential
+        # The type is named because the environment may hold other credentials, some of which would come first.
+        login: AzureConfig = (
+            {"credential_type": "sas_token", "sas_key": credential.removeprefix("?")}
+            if is_token(credential)
+            else {"credential_type": "access_key", "account_key": credential}
+        )
         return AzureStore(
             address.container,
+            config=login,
             account_name=address.account,
             endpoint=address.endpoint,
             use_emulator=False,  # whatever the environment says
-            credential_provider=credential,
             client_options=client_options(
-                tls=address.is_tls, tls_ca_file=address.tls_ca_file, connect_timeout=settings.connect_timeout
+                tls=address.is_tls, tls_ca_file=address.tls_ca_file, connect_timeout=self._settings.connect_timeout
             ),
             retry_config=NO_RETRIES,
         )

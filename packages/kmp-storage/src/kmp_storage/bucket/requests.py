@@ -55,9 +55,6 @@ _MISSED = frozenset({HTTPStatus.PRECONDITION_FAILED, HTTPStatus.CONFLICT})
 class Requests:
     """Signed requests about one bucket, or with `bucket=""` about the server."""
 
-    last = 0.0
-    """When any bucket of the process was last done with a call."""
-
     def __init__(self, address: Address, bucket: str, *, connections: int) -> None:
         self._address = address
         self._bucket = bucket
