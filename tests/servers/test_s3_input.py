@@ -35,6 +35,40 @@ async def test_no_request_goes_where_the_environment_says(project: S3Project, th
     assert thief == []
 
 
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "another",
+    "AWS_BUCKET": "another",
+    "AWS_DEFAULT_REGION": "eu-west-1",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+    "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",
+    "AWS_REGION": "eu-west-1",
+    "AWS_REQUEST_PAYER": "true",
+    "AWS_S3_EXPRESS": "true",
+    "AWS_SECRET_ACCESS_KEY": "another",
+    "AWS_SESSION_TOKEN": "another",
+    "AWS_SKIP_SIGNATURE": "true",
+    "AWS_UNSIGNED_PAYLOAD": "true",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true",
+}
+
+
+@pytest.mark.parametrize("variable", [*ENVIRONMENT, "all"])
+async def test_the_environment_has_no_say_in_how_a_bucket_is_reached(
+    project: S3Project, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name, value in ENVIRONMENT.items():
+        if variable in (name, "all"):
+            monkeypatch.setenv(name, value)
+    async with project.bucket() as bucket:
+        await bucket.put("key", b"content")
+        assert await bucket.get("key") == b"content"
+        assert await bucket.head("key")
+        assert (await bucket.sign("key", expires="1m")).startswith(
+            f"http://{project.server.address}/{project.name}/key?"
+        )
+        assert await bucket.delete("key")
+
+
 @pytest.mark.parametrize("name", NO_PROJECTS)
 async def test_a_name_that_is_no_project_reaches_no_server(s3: testbed.Server, name: str) -> None:
     with pytest.raises(InvalidInput, match="project"):

@@ -60,6 +60,12 @@ def _store(address: Address, bucket: str, settings: S3Settings) -> S3Store:
         endpoint=address.endpoint,
         region=address.region,
         virtual_hosted_style_request=False,
+        # What the environment could say otherwise.
+        aws_endpoint_url_s3=address.endpoint,
+        skip_signature=False,
+        s3_express=False,
+        unsigned_payload=False,
+        request_payer=False,
         disable_bulk_delete=True,  # whose refusals have no type
         credential_provider=credentials,
         client_options=client_options(
