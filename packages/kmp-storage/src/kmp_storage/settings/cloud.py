@@ -15,7 +15,7 @@ __all__ = ["CloudSettings"]
 class CloudSettings(Settings, prefix="storage.cloud"):
     """Tune the bucket in Azure Blob Storage. Where it is stands in `KMP_STORAGE_BUCKET_URL`."""
 
-    account: str | None = Field(default=None, pattern=r"^[a-z0-9]{3,24}$")
+    account: str | None = Field(default=None, pattern=r"^[a-z0-9]{3,24}$", examples=["skylinestore"])
     """The name of the storage account; the URL's where None."""
 
     credential: SecretStr | None = None
