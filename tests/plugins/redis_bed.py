@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import redis.asyncio
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 import testbed
 from kmp_core.secrets import Secret
@@ -142,6 +143,17 @@ async def configure(cluster: testbed.Server, options: dict[str, str], *, but: in
             for option, value in options.items():
                 await client.config_set(option, value)
             await client.config_rewrite()
+
+
+async def save(cluster: testbed.Server) -> None:
+    """Have every node save what it holds now, which is what it reads again after a kill."""
+    for port in cluster.nodes:
+        async with root_of(cluster, port) as client:
+            while True:
+                with suppress(ResponseError):  # it is just saving, perhaps what it held before
+                    await client.save()
+                    break
+                await asyncio.sleep(0.05)
 
 
 async def primary_of(cluster: testbed.Server, slot: int, *, asked: int | None = None) -> int:

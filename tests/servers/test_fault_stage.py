@@ -34,7 +34,7 @@ from kmp_storage.testing.faults import BucketFaults, CacheFaults, GraphFaults, T
 from kmp_storage.timescale import TimescaleSettings, TimescaleStore
 from kmp_storage.timescale.provisioning import Access, TimescaleProvisioner
 from postgres_bed import admin_url
-from redis_bed import configure
+from redis_bed import configure, save
 from redis_ways import PRIMARY, Certified
 
 ROOT = "default:{}"
@@ -256,6 +256,8 @@ class TestRedisClusterCache(TestRedisCache):
         with self.has_its_user(redis_cluster, f"redis+cluster://{ROOT}@{redis_cluster.address}"):
             yield fault_beds.Handle(redis_cluster)
         asyncio.run(configure(redis_cluster, usual))
+        # A node that is killed later reads what it saved last, which may be from within the stage.
+        asyncio.run(save(redis_cluster))
 
     def wire(self, server: FaultyServer) -> Wire:
         return Wire(server.host, server.port, *self.others, translate=redis_places)

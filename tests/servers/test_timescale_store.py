@@ -509,6 +509,8 @@ async def test_a_sweep_that_is_blocked_does_not_fail_the_append(
     now = datetime.now(UTC)
     async with store_of(access, sweep_every="0s") as store:
         await store.append(Brief(time=now))
+        assert store._sweeping is not None
+        await store._sweeping  # that append's own sweep, which would take the old row away before it is held
         async with store.transaction() as setup:
             await setup.execute("INSERT INTO brief (time, site) VALUES ($1, 'old')", now - timedelta(days=99))
         async with store.transaction() as transaction:
