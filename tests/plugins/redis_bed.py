@@ -143,6 +143,15 @@ async def configure(cluster: testbed.Server, options: dict[str, str], *, but: in
             for option, value in options.items():
                 await client.config_set(option, value)
             await client.config_rewrite()
+            # A file of what is appended counts only when what was there before has been written into it.
+            while await rewrites(client):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
+
+
+async def rewrites(client: redis.asyncio.Redis) -> bool:
+    """Whether a server is still writing what it holds into the file of what is appended, or will soon."""
+    told = await client.info("persistence")
+    return bool(told["aof_rewrite_in_progress"] or told["aof_rewrite_scheduled"])
 
 
 async def save(cluster: testbed.Server) -> None:
